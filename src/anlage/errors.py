@@ -1,0 +1,72 @@
+"""Every exception of anlage: one root, so that a caller can catch us.
+
+AnlageError                 the world is wrong: a file, a slide, a row (never a programmer's argument)
+├── SlideError              a slide cannot be opened or read; carries the path
+│   └── ResolutionError     a slide does not say, or absurdly says, how large its pixels are
+├── CatalogueError          a catalogue or a table joined to it is unusable
+├── RecipeError             a recipe has an unknown, missing or contradictory key
+├── CheckpointError         a checkpoint is damaged, or was made by another configuration
+├── EncoderError            an encoder folder is incomplete or not what it says
+├── BagError                a bag is damaged, or belongs to another encoder or grid
+├── LabelledDataError       labelled tiles for a probe are unusable
+└── TrainingError           training cannot go on: a loss is not finite, no slide can be read
+
+A wrong argument from a programmer is a ``ValueError`` or ``TypeError`` instead.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+class AnlageError(Exception):
+    """Root of everything anlage raises about the world outside the program.
+
+    Attributes:
+        path: The file, folder or row at fault; the message begins with it.
+    """
+
+    def __init__(self, path: str | Path, message: str) -> None:
+        self.path = str(path)
+        self.message = message
+        super().__init__(f"{path}: {message}")
+
+    def __reduce__(self) -> tuple[type[AnlageError], tuple[str, str]]:
+        """Survive pickling between processes, which calls the class with its arguments."""
+        return type(self), (self.path, self.message)
+
+
+class SlideError(AnlageError):
+    """A slide cannot be opened or read."""
+
+
+class ResolutionError(SlideError):
+    """A slide does not say how large its pixels are, or says something absurd."""
+
+
+class CatalogueError(AnlageError):
+    """A catalogue, or a table joined to it, is unusable."""
+
+
+class RecipeError(AnlageError):
+    """A recipe has an unknown, missing or contradictory key."""
+
+
+class CheckpointError(AnlageError):
+    """A checkpoint is damaged, or was made by another configuration."""
+
+
+class EncoderError(AnlageError):
+    """An encoder folder is incomplete, or is not what it says."""
+
+
+class BagError(AnlageError):
+    """A bag is damaged, or belongs to another encoder or grid."""
+
+
+class LabelledDataError(AnlageError):
+    """Labelled tiles for a probe are unusable."""
+
+
+class TrainingError(AnlageError):
+    """Training cannot go on."""
