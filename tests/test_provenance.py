@@ -1,0 +1,93 @@
+import hashlib
+import json
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from anlage import provenance
+
+PACKAGE = Path(provenance.__file__).parent
+
+
+def test_sha256_of_file_known_value(tmp_path):
+    (tmp_path / "abc").write_bytes(b"abc")
+    known = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"  # FIPS 180-2, B.1
+    assert provenance.sha256_of_file(tmp_path / "abc") == known
+
+
+def test_sha256_of_file_reads_beyond_one_piece(tmp_path):
+    data = bytes(range(256)) * 5000
+    (tmp_path / "big").write_bytes(data)
+    assert provenance.sha256_of_file(str(tmp_path / "big")) == hashlib.sha256(data).hexdigest()
+
+
+def test_sha256_of_json_ignores_key_order_and_refuses_nan():
+    assert provenance.sha256_of_json({"a": 1, "b": [2.5]}) == provenance.sha256_of_json(
+        {"b": [2.5], "a": 1}
+    )
+    assert provenance.sha256_of_json({"a": 1}) != provenance.sha256_of_json({"a": 2})
+    with pytest.raises(ValueError, match="JSON"):
+        provenance.sha256_of_json(float("nan"))
+
+
+def test_versions_names_what_matters():
+    import torch
+
+    assert set(provenance.versions()) == {"python", "anlage", "torch", "numpy"}
+    assert (
+        provenance.versions()["torch"] == torch.__version__.partition("+")[0] or torch.__version__
+    )
+
+
+def test_version_of_what_is_not_installed():
+    assert provenance._version("no-such-package-here") == "unknown"
+
+
+def test_machine_is_json_and_names_no_host_user_or_folder():
+    text = json.dumps(provenance.machine())
+    assert socket.gethostname() not in text
+    assert str(Path.home()) not in text
+    assert "/" not in provenance.machine()["platform"]
+    assert provenance.machine()["n_cores"] >= 1
+
+
+def make_checkout(root: Path) -> Path:
+    package = root / "src" / "anlage"
+    package.mkdir(parents=True)
+    (package / "a.py").write_text("1\n")
+    author = ["-c", "user.name=t", "-c", "user.email=t@example.org"]
+    for arguments in (["init", "-q"], ["add", "."], [*author, "commit", "-q", "-m", "one"]):
+        subprocess.run(["git", "-C", str(root), *arguments], check=True)
+    return package
+
+
+@pytest.mark.skipif(shutil.which("git") is None, reason="git is not installed")
+def test_git_commit_of_a_checkout_and_its_changes(tmp_path):
+    package = make_checkout(tmp_path / "repo")
+    commit = provenance.git_commit(package)
+    assert commit is not None
+    assert len(commit) == 40
+    (package / "a.py").write_text("2\n")
+    assert provenance.git_commit(package) == f"{commit}+changed"
+
+
+@pytest.mark.skipif(shutil.which("git") is None, reason="git is not installed")
+def test_git_commit_is_none_for_a_wheel_inside_a_repository(tmp_path):
+    make_checkout(tmp_path / "repo")
+    installed = tmp_path / "repo" / "site-packages" / "anlage"
+    installed.mkdir(parents=True)
+    assert provenance.git_commit(installed) is None
+
+
+def test_git_commit_without_git(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert provenance.git_commit() is None
+
+
+def test_import_is_light():
+    code = "import sys, anlage.provenance; assert not {'torch', 'numpy'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
