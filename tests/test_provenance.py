@@ -1,9 +1,9 @@
 import hashlib
 import json
-import shutil
 import socket
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -38,9 +38,8 @@ def test_versions_names_what_matters():
     import torch
 
     assert set(provenance.versions()) == {"python", "anlage", "torch", "numpy"}
-    assert (
-        provenance.versions()["torch"] == torch.__version__.partition("+")[0] or torch.__version__
-    )
+    assert provenance.versions()["torch"] == metadata.version("torch")
+    assert torch.__version__.startswith(provenance.versions()["torch"].partition("+")[0])
 
 
 def test_version_of_what_is_not_installed():
@@ -65,7 +64,6 @@ def make_checkout(root: Path) -> Path:
     return package
 
 
-@pytest.mark.skipif(shutil.which("git") is None, reason="git is not installed")
 def test_git_commit_of_a_checkout_and_its_changes(tmp_path):
     package = make_checkout(tmp_path / "repo")
     commit = provenance.git_commit(package)
@@ -75,7 +73,6 @@ def test_git_commit_of_a_checkout_and_its_changes(tmp_path):
     assert provenance.git_commit(package) == f"{commit}+changed"
 
 
-@pytest.mark.skipif(shutil.which("git") is None, reason="git is not installed")
 def test_git_commit_is_none_for_a_wheel_inside_a_repository(tmp_path):
     make_checkout(tmp_path / "repo")
     installed = tmp_path / "repo" / "site-packages" / "anlage"
