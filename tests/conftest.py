@@ -1,4 +1,4 @@
-"""What every test shares: one torch thread, a seeded generator, the real data where it is present."""
+"""What every test shares: one torch thread, a seeded generator, real data where present."""
 
 from __future__ import annotations
 

@@ -1,3 +1,3 @@
-"""anlage: train, run and judge foundation models of pathology, from gigapixel slides to a report."""
+"""anlage: train, run and judge foundation models of pathology, from slides to a report."""
 
 __version__ = "0.1.0"

@@ -1,6 +1,6 @@
 """Every exception of anlage: one root, so that a caller can catch us.
 
-AnlageError                 the world is wrong: a file, a slide, a row (never a programmer's argument)
+AnlageError                 the world is wrong: a file, a slide, a row
 ├── SlideError              a slide cannot be opened or read; carries the path
 │   └── ResolutionError     a slide does not say, or absurdly says, how large its pixels are
 ├── CatalogueError          a catalogue or a table joined to it is unusable

@@ -13,9 +13,10 @@ from typing import Any
 
 @contextmanager
 def replace_whole(path: str | Path) -> Iterator[Path]:
-    """Give a temporary path beside ``path``; on success it becomes ``path``, on failure it is removed.
+    """Give a temporary path beside ``path``, which becomes ``path`` if all goes well.
 
-    A reader sees the old file or the new one, never a part: the bytes are on disk before the name is.
+    A reader sees the old file or the new one, never a part: the bytes are on disk before the
+    name is. On failure the temporary file is removed.
 
     Args:
         path: File to make or replace; its folder is made if it is missing.

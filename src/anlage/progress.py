@@ -43,7 +43,8 @@ class Meter:
         self._done += count
         rate = self._rate()
         if self._bar is not None:
-            self._bar.update(self._task, completed=self._done, rate=f"{rate:.2f} {self.unit}/s", note=note)
+            shown = f"{rate:.2f} {self.unit}/s"
+            self._bar.update(self._task, completed=self._done, rate=shown, note=note)
             return
         now = time.monotonic()
         if now - self._last_line >= PLAIN_LINE_EVERY_S or self._done == self.total:
@@ -61,12 +62,14 @@ class Meter:
     def show_on(self, bar: Progress) -> None:
         """Draw this meter as one line of a live progress display."""
         self._bar = bar
-        self._task = bar.add_task(self.title, total=self.total, completed=self._done, rate="", note="")
+        self._task = bar.add_task(
+            self.title, total=self.total, completed=self._done, rate="", note=""
+        )
 
 
 @contextmanager
 def meter(title: str, *, total: int, unit: str, done: int = 0) -> Iterator[Meter]:
-    """Show progress of a loop: ``with meter("embed", total=9, unit="slides") as m: ... m.advance()``.
+    """Show the progress of a loop, whose body calls ``advance`` on what this gives.
 
     Args:
         title: What is being done.

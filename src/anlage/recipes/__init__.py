@@ -1,0 +1,1 @@
+"""The recipes that come with anlage, one YAML file each."""

@@ -1,0 +1,92 @@
+"""Metrics of a run: one JSON line a step, and TensorBoard where it is installed."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from anlage.files import write_text_whole
+
+
+class MetricsLog:
+    """Appends the metrics of every step to ``metrics.jsonl``, flushed line by line.
+
+    A resumed run first drops the lines of steps that will be done again, so a step stands in the
+    file once.
+
+    Attributes:
+        path: The JSONL file.
+    """
+
+    def __init__(self, run_dir: Path, *, first_step: int) -> None:
+        self.path = run_dir / "metrics.jsonl"
+        self._keep_steps_before(first_step)
+        self._file = self.path.open("a", encoding="utf-8")
+        self._board = _tensorboard(run_dir / "tensorboard", first_step=first_step)
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """Record one step; values that are not finite are written as null."""
+        row = {k: v if _is_finite(v) else None for k, v in values.items()}
+        self._file.write(json.dumps({"step": step, **row}, allow_nan=False) + "\n")
+        self._file.flush()
+        if self._board is not None:
+            for name, value in values.items():
+                self._board.add_scalar(name, value, step)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
+    ) -> None:
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._file.close()
+        if self._board is not None:
+            self._board.close()
+
+    def _keep_steps_before(self, first_step: int) -> None:
+        if self.path.exists():
+            rows = [row for row in read_metrics(self.path) if row["step"] < first_step]
+            write_text_whole(self.path, "".join(json.dumps(row) + "\n" for row in rows))
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """Rows of a metrics file; a last line cut short by a crash is left out.
+
+    Args:
+        path: ``RUN/metrics.jsonl``.
+
+    Returns:
+        One dict a step, in the order written.
+
+    Raises:
+        ValueError: If a line before the last is not JSON.
+    """
+    lines = path.read_text(encoding="utf-8").splitlines()
+    rows: list[dict[str, Any]] = []
+    for number, line in enumerate(lines):
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            if number != len(lines) - 1:
+                msg = f"read_metrics: {path} needs one JSON object a line; line {number + 1} is not"
+                raise ValueError(msg) from None
+    return rows
+
+
+def _is_finite(value: float) -> bool:
+    return value == value and abs(value) != float("inf")  # noqa: PLR0124 - NaN differs from itself
+
+
+def _tensorboard(folder: Path, *, first_step: int) -> Any | None:  # noqa: ANN401 - optional package
+    if importlib.util.find_spec("tensorboard") is None:
+        return None
+    from torch.utils.tensorboard import SummaryWriter
+
+    return SummaryWriter(str(folder), purge_step=first_step)

@@ -1,0 +1,38 @@
+"""Which number format a step computes in."""
+
+from __future__ import annotations
+
+import torch
+
+
+def autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:
+    """Dtype for autocast, or None to compute in float32.
+
+    ``auto`` takes bf16 on CUDA and on processors with native bf16 products; elsewhere bf16 is
+    emulated and some twenty times slower than float32.
+
+    Args:
+        precision: ``auto``, ``bf16`` or ``fp32``.
+        device: Where the step runs.
+
+    Returns:
+        ``torch.bfloat16`` or None.
+
+    Raises:
+        ValueError: If the precision is unknown.
+    """
+    if precision == "fp32":
+        return None
+    if precision == "bf16":
+        return torch.bfloat16
+    if precision != "auto":
+        msg = f"autocast_dtype needs auto, bf16 or fp32; got {precision!r}. Correct the recipe."
+        raise ValueError(msg)
+    return torch.bfloat16 if has_native_bf16(device) else None
+
+
+def has_native_bf16(device: torch.device) -> bool:
+    """Whether the device multiplies bf16 matrices in hardware."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())

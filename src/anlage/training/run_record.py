@@ -1,0 +1,100 @@
+"""``run.json``: what a run was made from, written before its first step and checked on resume."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+
+from anlage.errors import CheckpointError
+from anlage.files import write_json_whole
+from anlage.provenance import git_commit, machine, versions
+from anlage.slides.catalogue import Catalogue
+
+LOGGER = logging.getLogger(__name__)
+FORMAT = "run/1"
+
+
+def run_record(config: BaseModel, slides: Catalogue) -> dict[str, Any]:
+    """Everything a run depends on, as JSON.
+
+    Args:
+        config: The resolved recipe.
+        slides: The slides it trains on.
+
+    Returns:
+        Format, configuration, the catalogue's and each slide's fingerprint, the patients, versions,
+        commit and machine.
+    """
+    rows = slides.rows()
+    return {
+        "format": FORMAT,
+        "config": config.model_dump(mode="json"),
+        "catalogue": slides.fingerprint,
+        "slides": {row.slide_id: row.fingerprint for row in rows},
+        "patients": sorted({row.patient_id for row in rows}),
+        "splits": sorted({row.split or "" for row in rows}),
+        "versions": versions(),
+        "commit": git_commit(),
+        "machine": machine(),
+    }
+
+
+def write_record(run_dir: Path, record: Mapping[str, Any]) -> None:
+    """Write ``run.json``."""
+    write_json_whole(run_dir / "run.json", record)
+
+
+def read_record(run_dir: Path) -> dict[str, Any] | None:
+    """Read ``run.json``; None if the folder has no run.
+
+    Raises:
+        CheckpointError: If the file is not a record of this version.
+    """
+    path = run_dir / "run.json"
+    if not path.exists():
+        return None
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise CheckpointError(path, f"is not JSON: {error}") from error
+    if not isinstance(record, dict) or record.get("format") != FORMAT:
+        raise CheckpointError(path, f"needs format {FORMAT!r}. Was it written by another version?")
+    return record
+
+
+def compare_records(run_dir: Path, *, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
+    """Refuse to resume a run with another recipe or other slides, naming what differs.
+
+    Raises:
+        CheckpointError: If the configuration or the catalogue differs.
+    """
+    before, now = _flat(old["config"]), _flat(new["config"])
+    keys = sorted(k for k in before.keys() | now.keys() if before.get(k) != now.get(k))
+    if keys:
+        changes = "; ".join(f"{k} was {before.get(k)!r}, is now {now.get(k)!r}" for k in keys)
+        raise CheckpointError(
+            run_dir, f"needs the recipe it began with; got {changes}. Start a new run folder."
+        )
+    if old["catalogue"] != new["catalogue"]:
+        raise CheckpointError(
+            run_dir,
+            "needs the slides it began with; the catalogue has changed. Start a new run folder, "
+            "or restore the catalogue.",
+        )
+    if old["versions"] != new["versions"]:
+        LOGGER.warning("%s began with %s; now %s", run_dir, old["versions"], new["versions"])
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    leaves: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            leaves.update(_flat(value, f"{prefix}{key}."))
+        else:
+            leaves[f"{prefix}{key}"] = value
+    return leaves

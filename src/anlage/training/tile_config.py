@@ -1,0 +1,208 @@
+"""What a tile-encoder pretraining run is: the frozen model behind its recipes."""
+
+from __future__ import annotations
+
+from typing import Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
+
+from anlage.tiles.augment.multi_crop import MultiCropSpec
+
+Share = float  # 0 to 1
+
+
+class Frozen(BaseModel):
+    """A part of a recipe: immutable, and no key it does not know."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Ramp(Frozen):
+    """A value that changes during training, from ``start`` to ``end``.
+
+    Attributes:
+        start: Value at step 0.
+        end: Value from ``over`` on.
+        over: Share of the run after which ``end`` is reached, 0 to 1.
+        shape: ``linear`` or ``cosine``.
+    """
+
+    start: float
+    end: float
+    over: Share = Field(default=1.0, ge=0.0, le=1.0)
+    shape: Literal["linear", "cosine"] = "cosine"
+
+
+class TileSource(Frozen):
+    """Which tiles are drawn.
+
+    Attributes:
+        size_px: Edge of the square read from the slide, pixels at the drawn mpp; views are cut
+            out of it.
+        magnifications: Shares of the resolutions, µm per pixel -> weight.
+        min_tissue: Smallest tissue fraction of a tile, 0 to 1.
+        split: Only slides with this value in the catalogue's ``split`` column; None for all.
+    """
+
+    size_px: PositiveInt
+    magnifications: dict[PositiveFloat, PositiveFloat]
+    min_tissue: Share = Field(default=0.5, ge=0.0, le=1.0)
+    split: str | None = None
+
+    @model_validator(mode="after")
+    def _some_magnification(self) -> Self:
+        if not self.magnifications:
+            msg = "needs at least one mpp with its weight, such as {0.5: 1.0}"
+            raise ValueError(msg)
+        return self
+
+
+class Architecture(Frozen):
+    """The vision transformer; the fields are the arguments of ``VisionTransformer``.
+
+    Attributes:
+        image_px: Edge of the image whose patch grid the position embedding has.
+        patch_px: Edge of a patch.
+        width: Embedding width D.
+        depth: Number of blocks.
+        n_heads: Attention heads; must divide ``width``.
+        n_registers: Register tokens.
+        mlp_ratio: Hidden width of the feed-forward layer over ``width``.
+        feed_forward: ``mlp`` (GELU) or ``swiglu``.
+        layer_scale: Initial LayerScale; None for no LayerScale.
+        stochastic_depth: Share of samples that skip a residual branch, in the student.
+        dual_patch_norm: LayerNorm before and after the patch projection.
+        qk_norm: LayerNorm on queries and keys.
+    """
+
+    image_px: PositiveInt
+    patch_px: PositiveInt
+    width: PositiveInt
+    depth: PositiveInt
+    n_heads: PositiveInt
+    n_registers: int = Field(default=0, ge=0)
+    mlp_ratio: PositiveFloat = 4.0
+    feed_forward: Literal["mlp", "swiglu"] = "mlp"
+    layer_scale: PositiveFloat | None = 1e-5
+    stochastic_depth: float = Field(default=0.0, ge=0.0, lt=1.0)
+    dual_patch_norm: bool = False
+    qk_norm: bool = False
+
+
+class Head(Frozen):
+    """The projection head that DINO and iBOT share (DINOv2's default: tied heads).
+
+    Attributes:
+        n_prototypes: Rows of the last layer.
+        hidden: Width of its hidden layers.
+        bottleneck: Width before the prototypes.
+    """
+
+    n_prototypes: PositiveInt
+    hidden: PositiveInt = 2048
+    bottleneck: PositiveInt = 256
+
+
+class Objective(Frozen):
+    """The loss: weights of its terms and how the teacher's targets are made.
+
+    Attributes:
+        dino_weight: Weight of the CLS term.
+        ibot_weight: Weight of the masked-patch term.
+        spread: What keeps the batch apart: ``kde`` (Virchow2), ``koleo`` (DINOv2) or ``none``.
+        spread_weight: Weight of that term, summed over the global views as DINOv2 does.
+        concentration: Sharpness of the KDE kernel.
+        targets: ``sinkhorn`` or ``centering``.
+        student_temperature: Temperature of the student's softmax.
+        teacher_temperature: Temperature of the teacher's.
+        masked_share: Share of global views in which patches are masked.
+        mask_ratio: Smallest and largest share of patches masked in such a view.
+    """
+
+    dino_weight: float = Field(default=1.0, ge=0.0)
+    ibot_weight: float = Field(default=1.0, ge=0.0)
+    spread: Literal["kde", "koleo", "none"] = "kde"
+    spread_weight: float = Field(default=0.05, ge=0.0)
+    concentration: PositiveFloat = 5.0
+    targets: Literal["sinkhorn", "centering"] = "sinkhorn"
+    student_temperature: PositiveFloat = 0.1
+    teacher_temperature: Ramp
+    masked_share: float = Field(default=0.5, ge=0.0, le=1.0)
+    mask_ratio: tuple[float, float] = (0.1, 0.5)
+
+
+class Optimisation(Frozen):
+    """AdamW with DINOv2's parameter groups.
+
+    Attributes:
+        peak_lr: Learning rate after the warm-up, for this recipe's batch (not scaled by it).
+        min_lr: Learning rate at the end of the cosine.
+        warmup: Share of the run in which the rate rises linearly from 0.
+        betas: AdamW's two decay rates.
+        weight_decay: Weight decay over the run.
+        layer_decay: Factor on the rate for each block further from the output; 1 for none.
+        patch_embed_lr: Factor on the rate of the patch projection.
+        clip_norm: Largest gradient norm, for the encoder and for the head each; None for none.
+        freeze_prototypes: Share of the run in which the last layer keeps its values.
+        teacher_momentum: Decay of the teacher's moving average.
+    """
+
+    peak_lr: PositiveFloat
+    min_lr: float = Field(default=1e-6, ge=0.0)
+    warmup: Share = Field(default=0.1, ge=0.0, lt=1.0)
+    betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: Ramp = Ramp(start=0.04, end=0.4)
+    layer_decay: float = Field(default=1.0, gt=0.0, le=1.0)
+    patch_embed_lr: PositiveFloat = 0.2
+    clip_norm: PositiveFloat | None = 3.0
+    freeze_prototypes: Share = Field(default=0.0, ge=0.0, le=1.0)
+    teacher_momentum: Ramp = Ramp(start=0.992, end=1.0)
+
+
+class TilePretrainConfig(Frozen):
+    """A whole tile-encoder pretraining run.
+
+    Attributes:
+        seed: Seed of everything random: tiles, views, masks, weights, stochastic depth.
+        steps: Optimiser steps.
+        batch_size: Tiles a step.
+        checkpoint_every: Steps between checkpoints.
+        keep_checkpoints: How many of the newest checkpoints stay on disk.
+        precision: ``auto`` (bf16 autocast where the processor computes it natively), ``bf16`` or
+            ``fp32``.
+        mean: Channel means taken off the pixels, in 0 to 1.
+        std: Channel deviations they are divided by.
+        tiles: Which tiles are drawn.
+        views: How views are cut and coloured.
+        model: The vision transformer.
+        head: The projection head.
+        objective: The loss.
+        optimizer: The optimiser and its schedules.
+    """
+
+    seed: int = 0
+    steps: PositiveInt
+    batch_size: int = Field(ge=2)
+    checkpoint_every: PositiveInt = 100
+    keep_checkpoints: PositiveInt = 2
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    std: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    tiles: TileSource
+    views: MultiCropSpec
+    model: Architecture
+    head: Head
+    objective: Objective
+    optimizer: Optimisation
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> Self:
+        crops = {"views.global_px": self.views.global_px, "views.local_px": self.views.local_px}
+        for name, crop_px in crops.items():
+            if crop_px % self.model.patch_px:
+                msg = f"{name} needs a multiple of model.patch_px={self.model.patch_px}"
+                raise ValueError(msg)
+        if self.model.width % self.model.n_heads:
+            msg = f"model.n_heads={self.model.n_heads} needs to divide model.width"
+            raise ValueError(msg)
+        return self
