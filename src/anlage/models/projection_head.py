@@ -1,0 +1,127 @@
+"""The projection head of DINO and iBOT: an MLP to a bottleneck, then prototypes.
+
+Shape suffixes: B rows (tiles or masked patches), D width, E bottleneck width, P prototypes.
+"""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+
+class PrototypeLayer(nn.Module):
+    """A linear layer without bias whose weight rows have a length of their own.
+
+        logit_p = g_p * <x, v_p> / |v_p|,   g_p = 1 at the start
+
+    Args:
+        width: Bottleneck width E.
+        n_prototypes: Prototypes P.
+
+    Source: Salimans & Kingma 2016, weight normalisation, arXiv:1602.07868. Parameter names and
+        initialisation of ``weight_v`` (torch's for a linear layer) as in DINOv2.
+    """
+
+    def __init__(self, *, width: int, n_prototypes: int) -> None:
+        super().__init__()
+        self.weight_g = nn.Parameter(torch.empty(n_prototypes, 1))
+        self.weight_v = nn.Parameter(torch.empty(n_prototypes, width))
+
+    @torch.no_grad()
+    def initialise(self, generator: torch.Generator | None = None) -> None:
+        """Draw the directions anew and set every length to 1."""
+        bound = 1 / math.sqrt(self.weight_v.shape[1])
+        nn.init.uniform_(self.weight_v, -bound, bound, generator=generator)
+        nn.init.ones_(self.weight_g)
+
+    def forward(self, bottleneck_BE: Tensor) -> Tensor:
+        """Score each row against each prototype, (B, E) -> (B, P)."""
+        length_P1 = torch.linalg.vector_norm(self.weight_v, dim=1, keepdim=True)
+        return functional.linear(bottleneck_BE, self.weight_v * (self.weight_g / length_P1))
+
+
+class ProjectionHead(nn.Module):
+    """Tokens to prototype scores.
+
+    A GELU MLP without normalisation ends in a bottleneck, which is brought to unit length and
+    scored against weight-normalised prototypes. Parameters of the prototypes are named
+    ``last_layer.*``, so that an optimiser can hold them still at the start of training.
+
+    Args:
+        width: Token width D.
+        n_prototypes: Prototypes P.
+        hidden: Width of the hidden layers.
+        bottleneck: Bottleneck width E.
+        n_layers: Linear layers up to and including the bottleneck, >= 1.
+
+    Raises:
+        ValueError: If a size is below 1.
+
+    Source: Caron et al. 2021, DINO, arXiv:2104.14294; sizes of DINOv2, arXiv:2304.07193.
+    """
+
+    def __init__(
+        self,
+        *,
+        width: int,
+        n_prototypes: int,
+        hidden: int = 2048,
+        bottleneck: int = 256,
+        n_layers: int = 3,
+    ) -> None:
+        super().__init__()
+        sizes = [width, *[hidden] * (n_layers - 1), bottleneck]
+        if n_layers < 1 or min(*sizes, n_prototypes) < 1:
+            msg = (
+                "ProjectionHead: needs n_layers and all sizes to be 1 or more; got "
+                f"width={width}, hidden={hidden}, bottleneck={bottleneck}, "
+                f"n_prototypes={n_prototypes}, n_layers={n_layers}. "
+                "DINOv2 uses hidden=2048, bottleneck=256, n_layers=3."
+            )
+            raise ValueError(msg)
+        layers: list[nn.Module] = []
+        for n_in, n_out in pairwise(sizes):
+            layers += [nn.Linear(n_in, n_out), nn.GELU()]
+        self.mlp = nn.Sequential(*layers[:-1])
+        self.last_layer = PrototypeLayer(width=bottleneck, n_prototypes=n_prototypes)
+        self.initialise()
+
+    @property
+    def prototype_layer(self) -> PrototypeLayer:
+        """The layer from unit-length bottleneck vectors to prototype scores."""
+        return self.last_layer
+
+    def initialise(self, generator: torch.Generator | None = None) -> None:
+        """Draw all weights anew: MLP weights from a normal of deviation 0.02, biases zero."""
+        for layer in self.mlp:
+            if isinstance(layer, nn.Linear):
+                nn.init.trunc_normal_(layer.weight, std=0.02, generator=generator)
+                nn.init.zeros_(layer.bias)
+        self.last_layer.initialise(generator)
+
+    def bottleneck_of(self, tokens_BD: Tensor) -> Tensor:
+        """Bottleneck vectors of unit length, float32.
+
+        Args:
+            tokens_BD: (B, D) class or patch tokens; B may be 0.
+
+        Returns:
+            (B, E), each row of length 1.
+        """
+        return functional.normalize(self.mlp(tokens_BD).float(), dim=-1)
+
+    def forward(self, tokens_BD: Tensor) -> Tensor:
+        """Prototype scores.
+
+        Args:
+            tokens_BD: (B, D) class or patch tokens; B may be 0.
+
+        Returns:
+            (B, P) logits, at most the prototype's length in size (1 at the start).
+        """
+        logits_BP: Tensor = self.last_layer(self.bottleneck_of(tokens_BD))
+        return logits_BP
