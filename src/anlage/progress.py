@@ -19,6 +19,7 @@ from rich.progress import (
 )
 
 LOGGER = logging.getLogger(__name__)
+CONSOLE = Console(stderr=True)  # the one terminal that bars and log lines share
 PLAIN_LINE_EVERY_S = 10.0
 
 
@@ -45,7 +46,6 @@ class Meter:
         if self._bar is not None:
             shown = f"{rate:.2f} {self.unit}/s"
             self._bar.update(self._task, completed=self._done, rate=shown, note=note)
-            return
         now = time.monotonic()
         if now - self._last_line >= PLAIN_LINE_EVERY_S or self._done == self.total:
             self._last_line = now
@@ -81,8 +81,7 @@ def meter(title: str, *, total: int, unit: str, done: int = 0) -> Iterator[Meter
         The meter to advance.
     """
     counting = Meter(title, total=total, unit=unit, done=done)
-    console = Console(stderr=True)
-    if not console.is_terminal:
+    if not CONSOLE.is_terminal:
         yield counting
         return
     columns = (
@@ -94,6 +93,6 @@ def meter(title: str, *, total: int, unit: str, done: int = 0) -> Iterator[Meter
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}"),
     )
-    with Progress(*columns, console=console) as bar:
+    with Progress(*columns, console=CONSOLE) as bar:
         counting.show_on(bar)
         yield counting

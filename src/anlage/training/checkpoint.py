@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import logging
+import pickle
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -71,11 +72,10 @@ def load_newest_checkpoint(folder: Path) -> tuple[int, dict[str, Any], dict[str,
     for step in reversed(steps):
         path = folder / f"step-{step:08d}.pt"
         try:
-            description, content = _verified(path)
+            description, state = _verified(path)
         except CheckpointError as error:
             LOGGER.warning("%s; trying the checkpoint before it", error)
             continue
-        state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
         return step, state, description["provenance"]
     if steps:
         message = "every checkpoint is damaged. Start a new run in another folder."
@@ -89,7 +89,7 @@ def _steps(folder: Path) -> list[int]:
     return sorted(int(match[1]) for match in found if match)
 
 
-def _verified(path: Path) -> tuple[dict[str, Any], bytes]:
+def _verified(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     try:
         description = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
         content = path.read_bytes()
@@ -99,4 +99,8 @@ def _verified(path: Path) -> tuple[dict[str, Any], bytes]:
         raise CheckpointError(path, f"needs format {FORMAT!r}; got {description.get('format')!r}")
     if hashlib.sha256(content).hexdigest() != description["sha256"]:
         raise CheckpointError(path, "is damaged: its bytes do not have the hash written beside it")
-    return description, content
+    try:
+        state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        raise CheckpointError(path, f"holds more than tensors and plain values: {error}") from error
+    return description, state

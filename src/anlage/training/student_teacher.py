@@ -22,6 +22,8 @@ from anlage.objectives.koleo import koleo_loss
 from anlage.objectives.sinkhorn import sinkhorn_targets
 from anlage.training.tile_config import Architecture, Head, Objective
 
+GLOBAL_VIEWS = 2  # each is the other's target
+
 
 class EncoderWithHead(nn.Module):
     """A tile encoder and the projection head that DINO and iBOT share.
@@ -60,7 +62,7 @@ class StepLoss:
 
 def step_loss(
     networks: tuple[EncoderWithHead, EncoderWithHead],
-    views: tuple[Tensor, Tensor | None],
+    views: tuple[Tensor, Tensor],
     masks: Tensor,
     *,
     objective: Objective,
@@ -76,8 +78,8 @@ def step_loss(
 
     Args:
         networks: Student and teacher.
-        views: Normalised global views (G * B, 3, H, W) and local views (L * B, 3, h, w) or None,
-            view-major.
+        views: Normalised global views (2 * B, 3, H, W) and local views (L * B, 3, h, w),
+            view-major; L may be 0.
         masks: (G * B, N) bool, True where the student's patch is hidden.
         objective: Weights, temperatures and the kind of targets.
         teacher_temperature: Temperature of the teacher's softmax at this step.
@@ -92,7 +94,7 @@ def step_loss(
     """
     student, teacher = networks
     global_views, local_views = views
-    n_tiles = len(global_views) // 2
+    n_tiles = len(global_views) // GLOBAL_VIEWS
     with torch.no_grad():
         seen = teacher.encoder([global_views])[0]
         cls_logits = teacher.head(seen.cls_BD)
@@ -104,9 +106,10 @@ def step_loss(
             patch_logits, centers["patch"], objective=objective, temperature=teacher_temperature
         )
 
-    resolutions = [global_views] if local_views is None else [global_views, local_views]
-    hidden: list[Tensor | None] = [masks, None]
-    outputs = student.encoder(resolutions, hidden[: len(resolutions)])
+    if len(local_views):
+        outputs = student.encoder([global_views, local_views], [masks, None])
+    else:
+        outputs = student.encoder([global_views], [masks])
     cls_tokens = torch.cat([output.cls_BD for output in outputs])
     masked_patches = outputs[0].patches_BND[masks]
     logits = student.head(torch.cat([cls_tokens, masked_patches]))

@@ -6,7 +6,7 @@ from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
 
-from anlage.tiles.augment.multi_crop import MultiCropSpec
+from anlage.tiles.augment.spec import MultiCropSpec
 
 Share = float  # 0 to 1
 
@@ -34,17 +34,14 @@ class Ramp(Frozen):
 
 
 class TileSource(Frozen):
-    """Which tiles are drawn.
+    """Which tiles are drawn; their edge is ``views.source_px``.
 
     Attributes:
-        size_px: Edge of the square read from the slide, pixels at the drawn mpp; views are cut
-            out of it.
         magnifications: Shares of the resolutions, µm per pixel -> weight.
         min_tissue: Smallest tissue fraction of a tile, 0 to 1.
         split: Only slides with this value in the catalogue's ``split`` column; None for all.
     """
 
-    size_px: PositiveInt
     magnifications: dict[PositiveFloat, PositiveFloat]
     min_tissue: Share = Field(default=0.5, ge=0.0, le=1.0)
     split: str | None = None
@@ -197,6 +194,9 @@ class TilePretrainConfig(Frozen):
 
     @model_validator(mode="after")
     def _parts_fit(self) -> Self:
+        if self.views.n_global != 2:
+            msg = f"views.n_global needs to be 2, each the other's target"
+            raise ValueError(msg)
         crops = {"views.global_px": self.views.global_px, "views.local_px": self.views.local_px}
         for name, crop_px in crops.items():
             if crop_px % self.model.patch_px:

@@ -18,7 +18,7 @@ from anlage.errors import CatalogueError, CheckpointError, TrainingError
 from anlage.probes.unsupervised import rankme
 from anlage.progress import meter
 from anlage.slides.catalogue import Catalogue
-from anlage.tiles.augment.multi_crop import multi_crop
+from anlage.tiles.augment.multi_crop import views
 from anlage.tiles.masking import block_masks
 from anlage.tiles.sampling import sampler_from_catalogue
 from anlage.tiles.stream import TileBatch, TileStream
@@ -155,7 +155,7 @@ def _train(training: Training, slides: Catalogue, *, threads: int) -> None:
     sampler = sampler_from_catalogue(
         slides,
         seed=config.seed,
-        size_px=config.tiles.size_px,
+        size_px=config.views.source_px,
         magnifications=config.tiles.magnifications,
         min_tissue=config.tiles.min_tissue,
     )
@@ -237,9 +237,8 @@ def train_step(training: Training, batch: TileBatch) -> dict[str, float]:
 def _forward(training: Training, batch: TileBatch) -> StepLoss:
     """Cut and colour the views, draw the masks, run both networks."""
     config, device = training.config, training.device
-    views = multi_crop(
-        batch.pixels.to(device, non_blocking=True), batch.g, spec=config.views, seed=config.seed
-    )
+    pixels = batch.pixels.to(device, non_blocking=True)
+    cut = views(pixels, batch.g, spec=config.views, seed=config.seed)
     grid = config.views.global_px // config.model.patch_px
     masks = block_masks(
         batch.g,
@@ -250,12 +249,11 @@ def _forward(training: Training, batch: TileBatch) -> StepLoss:
         ratio=config.objective.mask_ratio,
     ).to(device)
     mean, std = (torch.tensor(v, device=device).view(3, 1, 1) for v in (config.mean, config.std))
-    local = None if views.local is None else (views.local - mean) / std
     dtype = autocast_dtype(config.precision, device)
     with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
         return step_loss(
             (training.student, training.teacher),
-            ((views.globals - mean) / std, local),
+            ((cut.global_crops - mean) / std, (cut.local_crops - mean) / std),
             masks,
             objective=config.objective,
             teacher_temperature=ramp_value(

@@ -1,0 +1,143 @@
+"""The whole chain on bundled real slides: index, pretrain, embed, evaluate, report.
+
+Every stage reads what the one before it wrote, and each is skipped or resumed where it stands, so
+the same call goes on after Ctrl-C or ``kill -9``.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from anlage import __version__, samples
+from anlage.errors import AnlageError
+from anlage.files import write_json_whole
+from anlage.recipe import load_recipe
+
+if TYPE_CHECKING:
+    from anlage.slides.catalogue import Catalogue
+    from anlage.slides.index import Refused
+    from anlage.training.tile_config import TilePretrainConfig
+
+LOGGER = logging.getLogger(__name__)
+RECIPE = "tiny"
+
+
+@dataclass(frozen=True)
+class DemoResult:
+    """What a demo made.
+
+    Attributes:
+        report: The HTML report; None if a signal stopped the pretraining.
+        steps: Finished pretraining steps.
+        refused: Slides that could not be used, with their reasons.
+        summary: The scores in a few lines.
+    """
+
+    report: Path | None
+    steps: int
+    refused: tuple[Refused, ...]
+    summary: tuple[str, ...] = ()
+
+
+def run_demo(
+    out: Path | str,
+    *,
+    seed: int = 0,
+    steps: int | None = None,
+    slides: Sequence[Path | str] | None = None,
+) -> DemoResult:
+    """Run the chain from slides to a report in one folder; go on where an earlier call stopped.
+
+    Args:
+        out: Folder for everything: ``slides.parquet``, ``run/``, ``bags/``, ``scores/``,
+            ``report.html``.
+        seed: Seed of everything random; the same seed gives the same numbers.
+        steps: Pretraining steps; the recipe's number if None.
+        slides: Slides to use instead of the bundled ones. Without a split of their own, all of
+            them are trained on.
+
+    Returns:
+        The report's path and the scores, or how far a stopped run came.
+
+    Raises:
+        AnlageError: If ``out`` holds a demo of other settings, or no slide is usable.
+    """
+    from anlage.embedding.embed_tiles import embed_tiles
+    from anlage.evaluation.evaluate import evaluate_encoder
+    from anlage.report.write import write_report
+    from anlage.training.tile_pretrain import pretrain_tiles
+
+    out = Path(out)
+    settings = _settings(seed, steps, slides)
+    _claim(out, settings)
+    catalogue, refused = _catalogue(out, slides)
+    config = _config(catalogue, seed=seed, steps=steps)
+    run = pretrain_tiles(config, catalogue, out / "run", resume=True)
+    if not run.is_finished:
+        return DemoResult(None, run.steps, refused)
+    bags = embed_tiles(run.encoder, catalogue, out / "bags")
+    scores = evaluate_encoder(run.encoder, samples.organ_tiles(), out / "scores", seed=seed)
+    page = write_report(out)
+    everyone = tuple({r.uri: r for r in (*refused, *bags.refused)}.values())
+    return DemoResult(page, run.steps, everyone, tuple(scores.summary()))
+
+
+def _settings(seed: int, steps: int | None, slides: Sequence[Path | str] | None) -> dict[str, Any]:
+    named = None if slides is None else [str(Path(s).absolute()) for s in slides]
+    return {"version": __version__, "seed": seed, "steps": steps, "slides": named}
+
+
+def _claim(out: Path, settings: dict[str, Any]) -> None:
+    """Take the folder for these settings, or refuse if it was begun with others."""
+    path = out / "demo.json"
+    if not path.exists():
+        if out.exists() and any(f.name != "anlage.log" for f in out.iterdir()):
+            raise AnlageError(out, "is not empty and holds no demo. Name another --out.")
+        write_json_whole(path, settings)
+        return
+    try:
+        before = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise AnlageError(path, f"is not JSON: {error}. Name another --out.") from error
+    changed = [k for k in settings if before.get(k) != settings[k]]
+    if changed:
+        told = "; ".join(f"{k} was {before.get(k)!r}, is now {settings[k]!r}" for k in changed)
+        raise AnlageError(out, f"holds a demo of other settings ({told}). Name another --out.")
+
+
+def _catalogue(
+    out: Path, slides: Sequence[Path | str] | None
+) -> tuple[Catalogue, tuple[Refused, ...]]:
+    """Index the slides, or open the catalogue an earlier call made of them."""
+    from anlage.slides.catalogue import Catalogue
+    from anlage.slides.index import index_slides, read_refused
+
+    path = out / "slides.parquet"
+    if path.exists():
+        return Catalogue.open(path), tuple(read_refused(path))
+    bundled = slides is None
+    result = index_slides(
+        [samples.slides_folder()] if slides is None else slides,
+        path,
+        labels=samples.slides_labels() if bundled else None,
+    )
+    if result.catalogue is None:
+        raise AnlageError(out, "none of the slides can be used; slides.refused.csv says why")
+    return result.catalogue, tuple(result.refused)
+
+
+def _config(catalogue: Catalogue, *, seed: int, steps: int | None) -> TilePretrainConfig:
+    """Resolve the demo's recipe; slides without a ``train`` split are all trained on."""
+    from anlage.training.tile_config import TilePretrainConfig
+
+    overrides = [f"seed={seed}"]
+    if steps is not None:
+        overrides.append(f"steps={steps}")
+    if not any(row.split == "train" for row in catalogue.rows()):
+        overrides.append("tiles.split=null")
+    return load_recipe(RECIPE, TilePretrainConfig, overrides=overrides)

@@ -1,0 +1,117 @@
+"""Recipes: extends, overrides, and refusals that name the nearest key."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from pydantic import BaseModel, ConfigDict
+
+from anlage.errors import RecipeError
+from anlage.recipe import load_recipe, merged, recipe_names
+from anlage.training.tile_config import TilePretrainConfig
+
+
+class Optimizer(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    peak_lr: float
+    betas: tuple[float, float] = (0.9, 0.999)
+
+
+class Small(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    steps: int
+    optimizer: Optimizer
+
+
+def write(folder: Path, name: str, text: str) -> Path:
+    path = folder / f"{name}.yaml"
+    path.write_text(text)
+    return path
+
+
+def test_every_recipe_of_the_package_is_valid() -> None:
+    assert "tiny" in recipe_names()
+    for name in recipe_names():
+        load_recipe(name, TilePretrainConfig)
+
+
+def test_extends_and_overrides_win_in_turn(tmp_path: Path) -> None:
+    write(tmp_path, "parent", "steps: 1\noptimizer: {peak_lr: 0.5, betas: [0.1, 0.2]}\n")
+    child = write(tmp_path, "child", "extends: parent\noptimizer: {peak_lr: 0.25}\n")
+    config = load_recipe(child, Small, overrides=["steps=7", "optimizer.peak_lr=1e-4"])
+    assert config.steps == 7
+    assert config.optimizer.peak_lr == 1e-4
+    assert config.optimizer.betas == (0.1, 0.2)
+
+
+def test_a_shipped_recipe_can_be_extended(tmp_path: Path) -> None:
+    child = write(tmp_path, "mine", "extends: tiny\nsteps: 3\n")
+    config = load_recipe(child, TilePretrainConfig)
+    assert config.steps == 3
+    assert config.model == load_recipe("tiny", TilePretrainConfig).model
+
+
+def test_merged_replaces_leaves_and_lists() -> None:
+    below = {"a": {"x": 1, "y": [1, 2]}, "b": 1}
+    assert merged(below, {"a": {"y": [3]}}) == {"a": {"x": 1, "y": [3]}, "b": 1}
+    assert below == {"a": {"x": 1, "y": [1, 2]}, "b": 1}
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("optimizer.peek_lr=1", r"unknown key 'optimizer.peek_lr'; did you mean 'optimizer.peak_lr'"),
+        ("peak_lr=1", "did you mean 'optimizer.peak_lr'"),
+        ("steps=many", "steps: .*got 'many'"),
+        ("steps", "dotted.key=value"),
+        ("=3", "dotted.key=value"),
+        ("steps=[1", "no YAML value"),
+    ],
+)
+def test_wrong_overrides_are_refused(tmp_path: Path, override: str, said: str) -> None:
+    recipe = write(tmp_path, "r", "steps: 1\noptimizer: {peak_lr: 0.5}\n")
+    with pytest.raises(RecipeError, match=said):
+        load_recipe(recipe, Small, overrides=[override])
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("steps: 1\n", "needs the key 'optimizer'"),
+        ("- 1\n- 2\n", "needs keys and values"),
+        ("steps: [1\n", "is not YAML"),
+        ("extends: nobody\n", "known recipes are"),
+    ],
+)
+def test_wrong_recipes_are_refused(tmp_path: Path, text: str, said: str) -> None:
+    with pytest.raises(RecipeError, match=said):
+        load_recipe(write(tmp_path, "r", text), Small)
+
+
+def test_a_circle_of_extends_is_refused(tmp_path: Path) -> None:
+    a = write(tmp_path, "a", "extends: b\n")
+    write(tmp_path, "b", "extends: a\n")
+    with pytest.raises(RecipeError, match="circle"):
+        load_recipe(a, Small)
+
+
+def test_an_unknown_recipe_lists_the_known() -> None:
+    with pytest.raises(RecipeError, match="known recipes are .*tiny"):
+        load_recipe("virchov2", TilePretrainConfig)
+
+
+def test_contradictions_are_refused() -> None:
+    with pytest.raises(RecipeError, match="multiple of model.patch_px=8"):
+        load_recipe("tiny", TilePretrainConfig, overrides=["views.global_px=60"])
+    with pytest.raises(RecipeError, match="divide model.width"):
+        load_recipe("tiny", TilePretrainConfig, overrides=["model.n_heads=5"])
+    with pytest.raises(RecipeError, match="each the other's target"):
+        load_recipe(
+            "tiny",
+            TilePretrainConfig,
+            overrides=[
+                *("views.n_global=1", "views.global_blur_probability=[1.0]"),
+                "views.solarize_probability=[0.0]",
+            ],
+        )

@@ -1,0 +1,45 @@
+"""The metrics file: one line a step, also after a resume and a crash in mid-line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from anlage.training.log import MetricsLog, read_metrics
+
+
+def test_rows_come_back_and_nan_is_null(tmp_path: Path) -> None:
+    with MetricsLog(tmp_path, first_step=0) as log:
+        log.write(0, {"loss": 2.5})
+        log.write(1, {"loss": float("nan"), "lr": float("inf")})
+    rows = read_metrics(log.path)
+    assert rows == [{"step": 0, "loss": 2.5}, {"step": 1, "loss": None, "lr": None}]
+
+
+def test_resume_drops_the_steps_done_again(tmp_path: Path) -> None:
+    with MetricsLog(tmp_path, first_step=0) as log:
+        for step in range(7):
+            log.write(step, {"loss": float(step)})
+    with MetricsLog(tmp_path, first_step=5) as log:
+        log.write(5, {"loss": 50.0})
+    assert [(r["step"], r["loss"]) for r in read_metrics(log.path)][-2:] == [(4, 4.0), (5, 50.0)]
+
+
+def test_a_last_line_cut_by_a_crash_is_left_out(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 0, "loss": 1.0}\n{"step": 1, "lo')
+    assert read_metrics(path) == [{"step": 0, "loss": 1.0}]
+
+
+def test_a_broken_line_before_the_last_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 0\n{"step": 1}\n')
+    with pytest.raises(ValueError, match="line 1 is not"):
+        read_metrics(path)
+
+
+def test_tensorboard_is_written_where_installed(tmp_path: Path) -> None:
+    with MetricsLog(tmp_path, first_step=0) as log:
+        log.write(0, {"loss": 1.0})
+    assert list((tmp_path / "tensorboard").glob("events.*"))
