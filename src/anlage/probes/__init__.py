@@ -1,0 +1,1 @@
+"""Probes: arrays in, numbers out. No file, data set or encoder is known here."""

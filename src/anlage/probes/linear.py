@@ -1,0 +1,76 @@
+"""The linear probe: logistic regression on frozen embeddings."""
+
+# Shape suffixes: M train rows, N test rows, D embedding width.
+
+from __future__ import annotations
+
+import logging
+import warnings
+
+import numpy as np
+from numpy.typing import ArrayLike
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.linear_model import LogisticRegression
+from sklearn.preprocessing import StandardScaler
+
+from anlage.probes.checks import both_sides
+from anlage.probes.prediction import Prediction
+
+LOGGER = logging.getLogger(__name__)
+MAX_ITERATIONS = 1000
+
+
+def linear_probe(
+    train_MD: ArrayLike,
+    train_label_M: ArrayLike,
+    test_ND: ArrayLike,
+    *,
+    cost: float = 0.1,
+    balance_classes: bool = False,
+) -> Prediction:
+    """Class of each test row by L2-regularised multinomial logistic regression.
+
+    Features are standardised with the mean and deviation of the train side (a constant one is
+    only centred). L-BFGS from zero weights in float64 minimises
+
+        cost * sum_i w(y_i) * cross_entropy_i + |W|^2 / 2
+
+    Args:
+        train_MD: (M, D) embeddings of the train side.
+        train_label_M: (M,) their labels, strings or integers.
+        test_ND: (N, D) embeddings of the test side.
+        cost: Weight of the data against the penalty, > 0 (scikit-learn's ``C``).
+        balance_classes: Weigh a class by M / (n_classes * its rows) instead of by 1.
+
+    Returns:
+        Predicted labels and probabilities.
+
+    Raises:
+        ValueError: If an array is unusable, the train side has one class, or cost is not > 0.
+
+    Source: the protocol of Chen et al. 2024, UNI, arXiv:2308.15474, in scikit-learn's objective.
+    Their code divides by the number of rows and does not square the norm.
+    """
+    train, label, test = both_sides(
+        "linear_probe", train_MD, train_label_M, test_ND, dtype=np.float64
+    )
+    if not (np.isfinite(cost) and cost > 0):
+        msg = f"linear_probe: cost needs to be finite and > 0; got {cost}. Try 0.1."
+        raise ValueError(msg)
+    scaler = StandardScaler().fit(train)
+    classifier = LogisticRegression(
+        C=cost, max_iter=MAX_ITERATIONS, class_weight="balanced" if balance_classes else None
+    )
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", ConvergenceWarning)
+        classifier.fit(scaler.transform(train), label)
+    has_converged = not any(issubclass(item.category, ConvergenceWarning) for item in caught)
+    if not has_converged:
+        LOGGER.warning("linear_probe: not converged after %d iterations", MAX_ITERATIONS)
+    scaled_test = scaler.transform(test)
+    return Prediction(
+        label_N=classifier.predict(scaled_test),
+        score_NC=classifier.predict_proba(scaled_test),
+        class_C=classifier.classes_,
+        has_converged=has_converged,
+    )
