@@ -1,0 +1,43 @@
+import numpy as np
+import pytest
+from sklearn.metrics import accuracy_score, balanced_accuracy_score
+
+from anlage.probes.metrics import accuracy, balanced_accuracy, group_counts
+
+
+def test_metrics_are_scikit_learns(generator) -> None:
+    truth, predicted = generator.integers(0, 4, 200), generator.integers(0, 5, 200)
+    assert accuracy(truth, predicted) == pytest.approx(accuracy_score(truth, predicted))
+    with pytest.warns(UserWarning, match="y_pred contains classes not in y_true"):
+        expected = balanced_accuracy_score(truth, predicted)
+    assert balanced_accuracy(truth, predicted) == pytest.approx(expected)
+
+
+def test_known_values() -> None:
+    truth, predicted = ["a"] * 8 + ["b"] * 2, ["a"] * 9 + ["b"]
+    assert balanced_accuracy(truth, predicted) == 0.75
+    assert accuracy(truth, predicted) == 0.9
+    assert balanced_accuracy(truth, ["a"] * 10) == 0.5  # always the majority: chance
+
+
+def test_counts_by_group_and_class() -> None:
+    counts = group_counts(["x", "y", "x", "y", "y"], ["x", "y", "y", "x", "y"], [2, 2, 1, 1, 1])
+    assert counts.group_G.tolist() == [1, 2]
+    assert counts.class_C.tolist() == ["x", "y"]
+    assert counts.total_GC.tolist() == [[1, 2], [1, 1]]
+    assert counts.correct_GC.tolist() == [[0, 1], [1, 1]]
+    np.testing.assert_allclose(counts.group_accuracy(), [1 / 3, 1])
+
+
+@pytest.mark.parametrize(
+    ("given", "match"),
+    [
+        (([], [], []), "one tile or more; got none"),
+        (([1, 2], [1], [0, 0]), "predicted needs one value for each of 2 rows"),
+        (([1, 2], [1, 2], [0]), "groups needs one value"),
+        (([1, 2], [1, 2], [0, None]), "groups needs a value in each row"),
+    ],
+)
+def test_refuses(given, match) -> None:
+    with pytest.raises(ValueError, match=match):
+        group_counts(*given)
