@@ -1,0 +1,1 @@
+"""Tiles: where they lie, which are drawn, how they are read and augmented."""

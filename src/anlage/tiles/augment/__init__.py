@@ -1,0 +1,1 @@
+"""Batched augmentation on the pixels' device, keyed by (seed, g)."""
