@@ -61,7 +61,10 @@ def test_merged_replaces_leaves_and_lists() -> None:
 @pytest.mark.parametrize(
     ("override", "said"),
     [
-        ("optimizer.peek_lr=1", r"unknown key 'optimizer.peek_lr'; did you mean 'optimizer.peak_lr'"),
+        (
+            "optimizer.peek_lr=1",
+            r"unknown key 'optimizer.peek_lr'; did you mean 'optimizer.peak_lr'",
+        ),
         ("peak_lr=1", "did you mean 'optimizer.peak_lr'"),
         ("steps=many", "steps: .*got 'many'"),
         ("steps", "dotted.key=value"),

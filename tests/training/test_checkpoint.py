@@ -83,9 +83,7 @@ def test_a_checkpoint_without_its_description_does_not_count(tmp_path: Path) -> 
     assert loaded[0] == 1
 
 
-def test_no_code_runs_from_a_checkpoint(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_no_code_runs_from_a_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A pickle that would run code is refused by weights_only, whatever its hash says."""
 
     monkeypatch.chdir(tmp_path)

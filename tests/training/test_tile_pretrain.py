@@ -1,0 +1,262 @@
+"""The training loop: it learns, resumes bit by bit, stops on NaN, and refuses what cannot work."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from anlage.slides.catalogue import Catalogue
+from micro_recipe import MICRO, micro_config
+
+from anlage.encoders.folder import load_encoder
+from anlage.errors import CatalogueError, CheckpointError, TrainingError
+from anlage.training import tile_pretrain
+from anlage.training.checkpoint import load_newest_checkpoint
+from anlage.training.log import read_metrics
+from anlage.training.tile_pretrain import pretrain_tiles
+
+TIMING = {"tiles_per_s", "data_wait_share"}
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    """Every tensor of the newest checkpoint, flattened to its dotted name."""
+    loaded = load_newest_checkpoint(run / "checkpoints")
+    assert loaded is not None
+    flat: dict[str, torch.Tensor] = {}
+
+    def walk(prefix: str, value: object) -> None:
+        if isinstance(value, torch.Tensor):
+            flat[prefix] = value
+        elif isinstance(value, dict):
+            for key, inner in value.items():
+                walk(f"{prefix}.{key}", inner)
+
+    walk("", loaded[1])
+    return flat
+
+
+def metrics(run: Path) -> list[dict[str, float]]:
+    return [
+        {k: v for k, v in row.items() if k not in TIMING}
+        for row in read_metrics(run / "metrics.jsonl")
+    ]
+
+
+def assert_same_run(one: Path, other: Path) -> None:
+    mine, theirs = weights(one), weights(other)
+    assert mine.keys() == theirs.keys()
+    assert len(mine) > 50
+    for name, tensor in mine.items():
+        assert torch.equal(tensor, theirs[name]), name
+    assert metrics(one) == metrics(other)
+
+
+@pytest.fixture(scope="module")
+def straight(catalogue: Catalogue, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Ten steps without a stop."""
+    run = tmp_path_factory.mktemp("straight") / "run"
+    assert pretrain_tiles(micro_config("steps=10"), catalogue, run, device="cpu").is_finished
+    return run
+
+
+def test_a_run_writes_what_it_promises(straight: Path, catalogue: Catalogue) -> None:
+    rows = read_metrics(straight / "metrics.jsonl")
+    assert [row["step"] for row in rows] == list(range(10))
+    expected = {
+        *("loss", "loss_dino", "loss_ibot", "loss_kde", "lr", "tiles_per_s", "data_wait_share"),
+        *("gradient_norm_encoder", "gradient_norm_head", "teacher_entropy", "rankme"),
+    }
+    assert expected <= rows[0].keys()
+    assert all(np.isfinite(row["loss"]) for row in rows)
+    record = json.loads((straight / "run.json").read_text())
+    assert record["config"]["steps"] == 10
+    assert record["catalogue"] == catalogue.select(split="train").fingerprint
+    assert record["splits"] == ["train"]
+    assert "erosion" not in record["patients"]
+    assert len(record["slides"]) == 3
+    encoder = load_encoder(straight / "encoder")
+    assert encoder.config.provenance["step"] == 10
+    assert encoder.config.provenance["slides"] == record["slides"]
+
+
+def test_the_encoder_is_the_teacher(straight: Path) -> None:
+    encoder = load_encoder(straight / "encoder")
+    teacher = {
+        name.removeprefix(".teacher.encoder."): tensor
+        for name, tensor in weights(straight).items()
+        if name.startswith(".teacher.encoder.")
+    }
+    state = encoder.model.state_dict()
+    assert state.keys() == teacher.keys()
+    assert all(torch.equal(state[name], tensor) for name, tensor in teacher.items())
+
+
+def test_the_same_seed_gives_the_same_run_and_another_seed_another(
+    straight: Path, catalogue: Catalogue, tmp_path: Path
+) -> None:
+    config = micro_config("steps=10")
+    pretrain_tiles(config, catalogue, tmp_path / "again", device="cpu", threads=1)
+    assert_same_run(straight, tmp_path / "again")
+    other = micro_config("steps=10", "seed=1")
+    pretrain_tiles(other, catalogue, tmp_path / "other", device="cpu")
+    assert metrics(tmp_path / "other") != metrics(straight)
+
+
+def test_a_signal_stops_after_a_step_and_resume_is_bit_identical(
+    straight: Path, catalogue: Catalogue, tmp_path: Path
+) -> None:
+    run, config = tmp_path / "run", micro_config("steps=10")
+
+    def interrupt() -> None:
+        deadline = time.monotonic() + 30
+        while time.monotonic() < deadline:
+            path = run / "metrics.jsonl"
+            if path.exists() and path.read_text().count("\n") >= 3:
+                os.kill(os.getpid(), signal.SIGINT)
+                return
+            time.sleep(0.001)
+
+    killer = threading.Thread(target=interrupt)
+    killer.start()
+    stopped = pretrain_tiles(config, catalogue, run, device="cpu")
+    killer.join()
+    assert not stopped.is_finished
+    assert 3 <= stopped.steps < 10
+    with pytest.raises(CheckpointError, match="--resume"):
+        pretrain_tiles(config, catalogue, run, device="cpu")
+    assert pretrain_tiles(config, catalogue, run, resume=True, device="cpu").is_finished
+    assert_same_run(straight, run)
+
+
+@pytest.mark.slow
+def test_kill_nine_between_checkpoints_and_resume_is_bit_identical(
+    straight: Path, catalogue: Catalogue, tmp_path: Path
+) -> None:
+    """10 steps straight equal 5 + kill -9 (at step 7 or later) + the rest."""
+    run = tmp_path / "run"
+    program = (
+        "import sys, torch; torch.set_num_threads(1)\n"
+        "from anlage.recipe import load_recipe\n"
+        "from anlage.training.tile_config import TilePretrainConfig\n"
+        "from anlage.training import tile_pretrain\n"
+        "step = tile_pretrain.train_step\n"
+        "def slow(training, batch):\n"
+        "    import time; time.sleep(0.3 if training.step > 5 else 0.0)\n"
+        "    return step(training, batch)\n"
+        "tile_pretrain.train_step = slow\n"
+        "config = load_recipe('tiny', TilePretrainConfig, overrides=sys.argv[3:])\n"
+        "tile_pretrain.pretrain_tiles(config, sys.argv[1], sys.argv[2], device='cpu')\n"
+    )
+    arguments = [str(catalogue.path), str(run), *MICRO, "steps=10"]
+    child = subprocess.Popen([sys.executable, "-c", program, *arguments])
+    log, deadline = run / "metrics.jsonl", time.monotonic() + 120
+    while not log.exists() or log.read_text().count("\n") < 7:
+        assert time.monotonic() < deadline, "the run never reached step 7"
+        assert child.poll() is None, "the run ended before it could be killed"
+        time.sleep(0.01)
+    child.send_signal(signal.SIGKILL)
+    child.wait()
+    newest = load_newest_checkpoint(run / "checkpoints")
+    assert newest is not None
+    assert newest[0] == 5
+    pretrain_tiles(micro_config("steps=10"), catalogue, run, resume=True, device="cpu")
+    assert_same_run(straight, run)
+
+
+def test_nan_stops_before_the_weights_and_names_the_tile(
+    catalogue: Catalogue, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One tile whose pixels become NaN: the third of the third batch."""
+    cut = tile_pretrain.views
+    seen: dict[str, object] = {}
+
+    def poisoned(pixels, g, *, spec, seed):
+        made = cut(pixels, g, spec=spec, seed=seed)
+        if int(g[0]) == 8:
+            made.local_crops.view(spec.n_local, len(g), 3, 16, 16)[:, 2] = float("nan")
+        return made
+
+    keep = tile_pretrain.train_step
+
+    def recorded(training, batch):
+        seen["before"] = {n: p.clone() for n, p in training.student.named_parameters()}
+        seen["training"], seen["batch"] = training, batch
+        return keep(training, batch)
+
+    monkeypatch.setattr(tile_pretrain, "views", poisoned)
+    monkeypatch.setattr(tile_pretrain, "train_step", recorded)
+    with pytest.raises(TrainingError, match="not finite at step 2") as error:
+        pretrain_tiles(micro_config("steps=5"), catalogue, tmp_path / "run", device="cpu")
+    message = str(error.value)
+    guilty = seen["batch"].requests[2]
+    assert f"{guilty.slide_id} at ({guilty.x}, {guilty.y})" in message
+    assert "g=10" in message
+    assert "g=8" not in message.replace("g=10", "")
+    assert "dino=nan" in message
+    for name, parameter in seen["training"].student.named_parameters():
+        assert torch.equal(parameter, seen["before"][name]), name
+    assert len(read_metrics(tmp_path / "run" / "metrics.jsonl")) == 2
+
+
+def test_resume_with_another_recipe_or_catalogue_is_refused(
+    straight: Path, catalogue: Catalogue
+) -> None:
+    with pytest.raises(CheckpointError, match=r"head.n_prototypes was 32, is now 64"):
+        pretrain_tiles(
+            micro_config("steps=10", "head.n_prototypes=64"), catalogue, straight, resume=True
+        )
+    with pytest.raises(CheckpointError, match=r"tiles.split was 'train', is now None"):
+        pretrain_tiles(
+            micro_config("steps=10", "tiles.split=null"), catalogue, straight, resume=True
+        )
+
+
+def test_no_slide_of_the_split_is_refused_before_anything_is_written(
+    catalogue: Catalogue, tmp_path: Path
+) -> None:
+    config = micro_config("steps=1", "tiles.split=validation")
+    with pytest.raises(CatalogueError, match="split='validation'"):
+        pretrain_tiles(config, catalogue, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_finished_run_is_left_as_it_is(straight: Path, catalogue: Catalogue) -> None:
+    before = weights(straight)
+    result = pretrain_tiles(micro_config("steps=10"), catalogue, straight, resume=True)
+    assert result.is_finished
+    assert all(torch.equal(tensor, before[name]) for name, tensor in weights(straight).items())
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ("objective.targets=centering", "objective.spread=koleo"),
+        ("objective.spread=none", "views.n_local=0"),
+        ("views.mode=extended_context", "tiles.magnifications={0.8: 1.0, 1.6: 3.0}"),
+    ],
+    ids=["dinov2", "no-locals", "virchow2"],
+)
+def test_every_switch_of_the_recipe_trains(
+    catalogue: Catalogue, tmp_path: Path, overrides: tuple[str, ...]
+) -> None:
+    config = micro_config("steps=3", *overrides)
+    assert pretrain_tiles(config, catalogue, tmp_path / "run", device="cpu").is_finished
+
+
+@pytest.mark.slow
+def test_training_learns_to_agree(catalogue: Catalogue, tmp_path: Path) -> None:
+    """60 steps: the student's cross-entropy falls clearly below log P, where it starts."""
+    config = micro_config("steps=60", "optimizer.peak_lr=3e-3", "optimizer.warmup=0.1")
+    pretrain_tiles(config, catalogue, tmp_path / "run", device="cpu")
+    loss = [row["loss_dino"] for row in read_metrics(tmp_path / "run" / "metrics.jsonl")]
+    assert np.mean(loss[:3]) > np.log(32) - 0.2
+    assert np.mean(loss[-10:]) < np.mean(loss[:3]) - 0.3
