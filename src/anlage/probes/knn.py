@@ -55,7 +55,12 @@ def nearest(
 
 
 def knn_probe(
-    train_MD: ArrayLike, train_label_M: ArrayLike, test_QD: ArrayLike, *, k: int = 20
+    train_MD: ArrayLike,
+    train_label_M: ArrayLike,
+    test_QD: ArrayLike,
+    *,
+    k: int = 20,
+    standardise: bool = False,
 ) -> Prediction:
     """Class of each test row by majority vote of its k nearest train rows.
 
@@ -68,6 +73,8 @@ def knn_probe(
         train_label_M: (M,) their labels, strings or integers.
         test_QD: (Q, D) embeddings of the test side.
         k: Neighbours that vote, 1 to M.
+        standardise: Divide each feature by its deviation on the train side after centring, for
+            features of unlike units (a constant one is only centred).
 
     Returns:
         Predicted labels and shares of the votes.
@@ -81,8 +88,9 @@ def knn_probe(
     train, label, test = both_sides("knn_probe", train_MD, train_label_M, test_QD)
     class_C, code_M = np.unique(label, return_inverse=True)
     mean_D = train.mean(axis=0, dtype=np.float64)
-    centred_train = (train - mean_D).astype(np.float32)
-    index_QK, similarity_QK = nearest((test - mean_D).astype(np.float32), centred_train, k=k)
+    scale_D = train.std(axis=0, dtype=np.float64) if standardise else np.ones_like(mean_D)
+    scale_D[scale_D == 0] = 1
+    index_QK, similarity_QK = nearest((test - mean_D) / scale_D, (train - mean_D) / scale_D, k=k)
 
     shape = (len(test), len(class_C))
     cell_QK = np.arange(len(test))[:, None] * len(class_C) + code_M[index_QK]

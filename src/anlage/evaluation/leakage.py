@@ -1,0 +1,28 @@
+"""Which of the tested cases did the encoder see before?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from anlage.evaluation.result import Leakage
+
+
+def seen_in_pretraining(
+    provenance: Mapping[str, Any], groups: Iterable[str], *, is_grouped: bool
+) -> Leakage:
+    """Compare the patients an encoder was pretrained on with the groups it is tested on.
+
+    Args:
+        provenance: Of the encoder; ``patients``, if there, lists their ids.
+        groups: Names of the tested groups.
+        is_grouped: Whether the groups are cases at all, and not single files.
+
+    Returns:
+        The verdict; not known when the encoder names no patients or the data no cases.
+    """
+    names = sorted(set(groups))
+    patients = provenance.get("patients")
+    is_known = is_grouped and isinstance(patients, list | tuple)
+    seen = sorted(set(names) & {str(p) for p in patients}) if is_known and patients else []
+    return Leakage(is_known=is_known, n_groups=len(names), seen=seen)
