@@ -2,13 +2,13 @@
 
 import sys
 from pathlib import Path
-from xml.etree import ElementTree
+from xml.etree import ElementTree as ET
 
 
 def skipped(results: Path) -> list[tuple[str, str]]:
     """Name and reason of every skipped test of a JUnit file."""
     found = []
-    for case in ElementTree.parse(results).iter("testcase"):  # noqa: S314 - made by the line before
+    for case in ET.parse(results).iter("testcase"):  # noqa: S314 - made by the line before
         reason = case.find("skipped")
         if reason is not None:
             name = f"{case.get('classname')}::{case.get('name')}"

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from anlage.encoders.folder import EncoderConfig, save_encoder
+from anlage.encoders.tile_encoder import torch_device
 from anlage.errors import CatalogueError, CheckpointError, TrainingError
 from anlage.probes.unsupervised import rankme
 from anlage.progress import meter
@@ -134,7 +135,7 @@ def pretrain_tiles(
     slides = _usable_slides(config, catalogue)
     record = run_record(config, slides)
     _claim(run_dir, record, resume=resume)
-    training = _fresh(config, run_dir, record, device=_device(device))
+    training = _fresh(config, run_dir, record, device=torch_device(device))
     newest = load_newest_checkpoint(run_dir / "checkpoints") if resume else None
     if newest is not None:
         step, state, provenance = newest
@@ -352,8 +353,3 @@ def _save_encoder(training: Training) -> None:
     )
     save_encoder(training.run_dir / "encoder", training.teacher.encoder, encoder_config)
 
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return torch.device(name)
