@@ -208,9 +208,11 @@ def _readers() -> dict[str, Callable[..., SlideReader]]:
 
     Imported when a slide is opened: they implement the interface above, and bring the decoders.
     """
+    from anlage.slides.image_reader import ImageReader
     from anlage.slides.openslide_reader import OpenSlideReader
+    from anlage.slides.tiff_reader import TiffReader
 
-    return {"openslide": OpenSlideReader}
+    return {"tiled-tiff": TiffReader, "openslide": OpenSlideReader, "image": ImageReader}
 
 
 def open_slide(path: str | Path, *, mpp: float | None = None) -> SlideReader:

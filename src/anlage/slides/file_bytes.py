@@ -1,0 +1,56 @@
+"""Bytes of a local file by their place, from many threads at once."""
+
+from __future__ import annotations
+
+import os
+
+from anlage.errors import SlideError
+
+
+class FileBytes:
+    """A file that is read by ``pread``: no position is shared, so threads need no lock.
+
+    The descriptor is closed when the last reference goes, hence never under a read in another
+    thread, where the number might by then belong to some other file.
+
+    Args:
+        path: The file.
+
+    Attributes:
+        size: Length of the file when it was opened, bytes.
+
+    Raises:
+        SlideError: If the system does not open the file.
+    """
+
+    def __init__(self, path: str) -> None:
+        self._descriptor = -1
+        self.path = path
+        try:
+            self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            self.size = os.fstat(self._descriptor).st_size
+        except OSError as error:
+            raise SlideError(path, f"cannot be opened: {error.strerror}.") from error
+
+    def read(self, offset: int, count: int) -> bytes:
+        """Exactly ``count`` bytes from ``offset``.
+
+        Raises:
+            SlideError: If the file has become shorter than that, or the disk fails.
+        """
+        try:
+            data = os.pread(self._descriptor, count, offset)
+        except OSError as error:
+            place = f"{count} bytes at {offset}"
+            raise SlideError(self.path, f"cannot read {place}: {error.strerror}.") from error
+        if len(data) != count:
+            raise SlideError(
+                self.path,
+                f"needs {count} bytes at {offset}; got {len(data)}. It has been cut since it was "
+                "opened; copy it again from its source.",
+            )
+        return data
+
+    def __del__(self) -> None:
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
