@@ -195,7 +195,7 @@ class TilePretrainConfig(Frozen):
     @model_validator(mode="after")
     def _parts_fit(self) -> Self:
         if self.views.n_global != 2:
-            msg = f"views.n_global needs to be 2, each the other's target"
+            msg = "views.n_global needs to be 2, each the other's target"
             raise ValueError(msg)
         crops = {"views.global_px": self.views.global_px, "views.local_px": self.views.local_px}
         for name, crop_px in crops.items():
