@@ -1,0 +1,92 @@
+"""A whole slide as one small picture, read in blocks so that memory stays bounded."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from math import ceil
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from anlage.geometry import level0_px
+from anlage.slides.levels import choose_level
+from anlage.slides.reader import SlideReader
+
+BLOCK_PX = 4096  # edge of one read, in pixels of the level
+THUMBNAIL_PX = 512
+ROUNDING_PX = 1e-6  # an extent this little above a whole number of pixels is that number
+
+Pixels = NDArray[np.uint8]
+
+
+def read_overview(slide: SlideReader, *, mpp: float) -> tuple[Pixels, float]:
+    """The whole slide at one resolution, area-averaged from the coarsest level that is fine enough.
+
+    Pixel (row, column) shows the square from ``column * mpp`` to ``(column + 1) * mpp``
+    micrometres; blocks begin on the nearest pixel of the level, so nothing drifts over the slide.
+    Where the last row and column reach over the slide's edge, its outermost pixels go on.
+
+    Args:
+        slide: An open slide with a resolution.
+        mpp: Wanted resolution, micrometres per pixel.
+
+    Returns:
+        (H, W, 3) uint8 RGB and its exact mpp: the wanted one, or the slide's where that is coarser.
+        H and W are the slide's extent over that mpp, rounded up.
+
+    Raises:
+        ValueError: If ``mpp`` is not positive.
+        SlideError: If the slide has no resolution or cannot be read.
+    """
+    if not mpp > 0:
+        msg = f"read_overview needs mpp > 0; got {mpp}. Ask for 8 to find tissue."
+        raise ValueError(msg)
+    mpp = max(mpp, slide.mpp)
+    width, height = (
+        max(1, ceil(level0_px(px, mpp=slide.mpp, slide_mpp=mpp) - ROUNDING_PX)) for px in slide.size
+    )
+    level = choose_level(slide.levels, slide_mpp=slide.mpp, target_mpp=mpp)
+    ratio = level0_px(1, mpp=mpp, slide_mpp=slide.mpp) / slide.levels[level].downsample
+    picture = np.empty((height, width, 3), dtype=np.uint8)
+    step = max(1, int(BLOCK_PX / ratio))
+    for top, bottom in _spans(height, step):
+        for left, right in _spans(width, step):
+            edges = [round(edge * ratio) for edge in (left, top, right, bottom)]
+            block = _read_block(slide, level, edges)
+            size = (right - left, bottom - top)
+            picture[top:bottom, left:right] = cv2.resize(block, size, interpolation=cv2.INTER_AREA)
+    return picture, mpp
+
+
+def _read_block(slide: SlideReader, level: int, edges: list[int]) -> Pixels:
+    """Pixels of a level between left, top, right, bottom; the slide's edge goes on beyond it."""
+    shape = slide.levels[level]
+    left, top = min(edges[0], shape.width - 1), min(edges[1], shape.height - 1)
+    right = max(min(edges[2], shape.width), left + 1)
+    bottom = max(min(edges[3], shape.height), top + 1)
+    x, y = (round(edge * shape.downsample) for edge in (left, top))
+    inside = slide.read_region(x, y, right - left, bottom - top, level=level)
+    beyond = (max(0, edges[3] - bottom), max(0, edges[2] - right))
+    if not any(beyond):
+        return inside
+    extended = cv2.copyMakeBorder(inside, 0, beyond[0], 0, beyond[1], cv2.BORDER_REPLICATE)
+    return np.asarray(extended, dtype=np.uint8)
+
+
+def _spans(extent: int, step: int) -> Iterator[tuple[int, int]]:
+    for start in range(0, extent, step):
+        yield start, min(start + step, extent)
+
+
+def thumbnail_mpp(slide: SlideReader) -> float:
+    """Resolution at which the slide's longer side is 512 pixels (its own, if it is smaller)."""
+    return slide.mpp * max(1.0, max(slide.size) / THUMBNAIL_PX)
+
+
+def shrink(pixels: Pixels, *, mpp: float, target_mpp: float) -> Pixels:
+    """A picture at a coarser resolution, area-averaged; its extent rounded to whole pixels."""
+    size = [
+        max(1, round(level0_px(px, mpp=mpp, slide_mpp=target_mpp))) for px in pixels.shape[1::-1]
+    ]
+    return np.asarray(cv2.resize(pixels, size, interpolation=cv2.INTER_AREA), dtype=np.uint8)
