@@ -40,7 +40,7 @@ def test_grouped_folds_keep_groups_spread_classes_and_follow_the_seed() -> None:
     folds = [grouped_folds(label, group, n_folds=5, seed=seed) for seed in (0, 0, 1)]
     tests = [[split.test.tolist() for split in splits] for splits in folds]
     assert tests[0] == tests[1] != tests[2]
-    assert sorted(sum(tests[0], [])) == list(range(120))
+    assert sorted(row for test in tests[0] for row in test) == list(range(120))
     for split in folds[0]:
         assert not set(group[split.train]) & set(group[split.test])
         assert np.bincount(label[split.test]).tolist() == [8, 8, 8]
