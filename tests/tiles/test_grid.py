@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from reference.tile_tissue import slow_tile_grid
 
 from anlage.tiles.grid import tile_grid
 from anlage.tiles.spec import TileSpec
+from reference.tile_tissue import slow_tile_grid
 
 
 def grid(mask: np.ndarray, *, size: tuple[int, int] | None = None, **spec: float) -> list:

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from reference.tile_tissue import tissue_of_tile
 
 from anlage.tiles.places import find_places
+from reference.tile_tissue import tissue_of_tile
 
 
 @settings(max_examples=60, deadline=None)

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from reference.tile_tissue import tissue_of_tile
 
 from anlage.errors import TrainingError
 from anlage.slides.masks import TissueMask
@@ -18,6 +17,7 @@ from anlage.tiles.sampling import (
     batch_indices,
     sampler_from_catalogue,
 )
+from reference.tile_tissue import tissue_of_tile
 
 MAGNIFICATIONS = {0.5: 2.0, 1.0: 1.0}
 

@@ -5,19 +5,16 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from anlage.errors import TrainingError
 from anlage.geometry import level0_px
+from anlage.slides.catalogue import Catalogue
 from anlage.slides.levels import TOLERANCE
 from anlage.tiles.keyed_random import Purpose, uniforms
 from anlage.tiles.places import Places, find_places
-
-if TYPE_CHECKING:
-    from anlage.slides.catalogue import Catalogue
 
 LOGGER = logging.getLogger(__name__)
 

@@ -14,7 +14,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import Self
 
 import numpy as np
 import torch
@@ -22,12 +22,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from anlage.errors import SlideError, TrainingError
+from anlage.slides.catalogue import Catalogue
 from anlage.slides.levels import read_tile
 from anlage.tiles.handles import SlideHandles
 from anlage.tiles.sampling import TileRequest, TileSampler, batch_indices
-
-if TYPE_CHECKING:
-    from anlage.slides.catalogue import Catalogue
 
 LOGGER = logging.getLogger(__name__)
 MAX_ATTEMPTS = 100

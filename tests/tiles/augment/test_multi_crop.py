@@ -5,10 +5,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from reference.tile_views import slow_view
 
 from anlage.tiles.augment.multi_crop import MultiCropSpec, Views, views
 from anlage.tiles.augment.parameters import draw_parameters
+from reference.tile_views import slow_view
 
 PINNED_BOXES = [[4, 44, 130], [15, 42, 27], [248, 167, 125], [221, 183, 129]]
 SMALL = MultiCropSpec(source_px=56, global_px=32, local_px=16, n_local=3)
