@@ -60,7 +60,7 @@ class SelfAttention(nn.Module):
         return mixed
 
     def _attend(self, qkv_BN3HE: Tensor) -> Tensor:
-        query_BHNE, key_BHNE, value_BHNE = qkv_BN3HE.permute(2, 0, 3, 1, 4).unbind(0)
+        query_BHNE, key_BHNE, value_BHNE = (part.transpose(1, 2) for part in qkv_BN3HE.unbind(2))
         mixed_BHNE = functional.scaled_dot_product_attention(
             self.q_norm(query_BHNE), self.k_norm(key_BHNE), value_BHNE
         )

@@ -56,4 +56,7 @@ def unpack(tokens_TD: Tensor, shapes: Sequence[SequenceShape]) -> list[Tensor]:
         One (B, N, ...) view a resolution.
     """
     parts = torch.split(tokens_TD, [shape.n_rows for shape in shapes])
-    return [part.unflatten(0, shape) for part, shape in zip(parts, shapes, strict=True)]
+    return [
+        part.view(shape.n_sequences, shape.n_tokens, *part.shape[1:])
+        for part, shape in zip(parts, shapes, strict=True)
+    ]
