@@ -1,0 +1,1 @@
+"""Bags: the tile embeddings of one slide, one file a slide."""
