@@ -150,10 +150,10 @@ def test_stochastic_depth_rounds_to_the_nearest_count() -> None:
 
 def test_stochastic_depth_leaves_the_expectation_as_it_is() -> None:
     total = torch.zeros(43)
-    for seed in range(2000):
+    for seed in range(600):
         subset = kept(0.4, seed)
         total.index_add_(0, subset.row_K, subset.scale_K1.flatten())
-    torch.testing.assert_close(total / 2000, torch.ones(43), atol=0.1, rtol=0)
+    torch.testing.assert_close(total / 600, torch.ones(43), atol=0.2, rtol=0)
 
 
 def test_attention_refuses_a_width_its_heads_do_not_divide() -> None:

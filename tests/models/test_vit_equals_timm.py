@@ -45,25 +45,26 @@ def assert_equal(ours: VisionTransformer, theirs: nn.Module, *shape: int) -> Non
     torch.testing.assert_close(tokens(ours, image), wanted, atol=1e-5, rtol=1e-5)
 
 
-@pytest.fixture(scope="module")
-def small() -> tuple[VisionTransformer, nn.Module]:
-    theirs = timm.create_model("vit_small_patch14_reg4_dinov2", dynamic_img_size=True)
+def small_pair(depth: int) -> tuple[VisionTransformer, nn.Module]:
+    theirs = timm.create_model("vit_small_patch14_reg4_dinov2", dynamic_img_size=True, depth=depth)
     ours = VisionTransformer(
-        image_px=518, patch_px=14, width=384, depth=12, n_heads=6, n_registers=4
+        image_px=518, patch_px=14, width=384, depth=depth, n_heads=6, n_registers=4
     )
     return strictly_loaded(ours, randomise(theirs)), theirs
 
 
-def test_vit_small_dinov2_with_registers_at_its_own_size(small) -> None:
-    assert_equal(*small, 1, 3, 518, 518)
+@pytest.mark.parametrize("size", [(224, 224), (98, 168)])
+def test_vit_small_dinov2_with_registers(size: tuple[int, int]) -> None:
+    assert_equal(*small_pair(depth=12), 1, 3, *size)
 
 
-def test_vit_small_dinov2_with_registers_at_224_px(small) -> None:
-    assert_equal(*small, 2, 3, 224, 224)
+def test_vit_small_dinov2_with_registers_at_its_own_size() -> None:
+    assert_equal(*small_pair(depth=3), 1, 3, 518, 518)  # fewer blocks: 1,374 tokens are slow
 
 
-def test_vit_small_dinov2_with_registers_on_an_oblong_image(small) -> None:
-    assert_equal(*small, 1, 3, 98, 168)
+@pytest.mark.slow
+def test_vit_small_dinov2_with_registers_at_its_own_size_and_depth() -> None:
+    assert_equal(*small_pair(depth=12), 2, 3, 518, 518)
 
 
 TINY = {"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 3, "num_heads": 3}
