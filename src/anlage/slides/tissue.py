@@ -35,7 +35,7 @@ MIN_AREA_MM2 = 0.005
 DARK_BACKGROUND = 64  # of 255; a slide whose median brightness is below is fluorescence
 BLACK = 24  # of 255; saturation of darker pixels is noise (ink, the scanner's missing fields)
 GLASS_MAX_SATURATION = 40
-GLASS_SHARE = 0.05
+GLASS_SHARE = 0.02
 
 Plane = NDArray[np.uint8]
 
@@ -111,7 +111,7 @@ def _contrast_to_glass(pixels: Plane) -> Plane:
 
 
 def _glass_colour(pixels: Plane, brightness: Plane) -> NDArray[np.float64]:
-    """Median colour of the brightest twentieth where it is pale; white where it is not."""
+    """Median colour of the brightest fiftieth where it is pale; white where it is not."""
     brightest = pixels[brightness >= np.quantile(brightness, 1 - GLASS_SHARE)].astype(np.float64)
     glass = np.median(brightest, axis=0)
     saturation = 255 * (1 - glass.min() / max(glass.max(), 1))
