@@ -15,6 +15,7 @@ from anlage.slides.reader import Level, SlideReader
 
 TOLERANCE = 0.02  # a level this much coarser than the target still counts as fine enough
 EXACT = 1e-9
+CV2_COPIES_BELOW = 0.51  # cv2.resize copies when source and target round to the same size
 
 
 def choose_level(levels: Sequence[Level], *, slide_mpp: float, target_mpp: float) -> int:
@@ -35,7 +36,8 @@ def read_tile(slide: SlideReader, x: int, y: int, *, size_px: int, mpp: float) -
 
     Read from the coarsest level that is fine enough, then reduced by area (every source pixel
     counts by the share of it that the target pixel covers) with the unrounded ratio. A level up
-    to 2 % coarser than the target is interpolated linearly. Beyond the slide the tile is white.
+    to 2 % coarser than the target is interpolated linearly. The tile begins at the level's pixel
+    nearest to the corner; beyond the slide it is white.
 
     Args:
         slide: Open slide that knows its resolution.
@@ -68,11 +70,29 @@ def read_tile(slide: SlideReader, x: int, y: int, *, size_px: int, mpp: float) -
         return slide.read_region(x, y, size_px, size_px, level=level)
     source_px = math.ceil(size_px * ratio - EXACT) + (1 if ratio < 1 else 0)
     source = slide.read_region(x, y, source_px, source_px, level=level)
-    return _resized(source, ratio)[:size_px, :size_px]
+    if source_px - source_px / ratio < CV2_COPIES_BELOW:
+        return _averaged(source, ratio, size_px)
+    # Without a target size cv2 keeps the ratio as it is, and does not round it to fit one.
+    reduced = cv2.resize(source, None, fx=1 / ratio, fy=1 / ratio, interpolation=cv2.INTER_AREA)
+    return np.asarray(reduced[:size_px, :size_px], np.uint8)
 
 
-def _resized(source: NDArray[np.uint8], ratio: float) -> NDArray[np.uint8]:
-    """Shrink by exactly ``ratio``: without a target size, cv2 does not round the scale to fit."""
-    method = cv2.INTER_AREA if ratio > 1 else cv2.INTER_LINEAR
-    resized = cv2.resize(source, None, fx=1 / ratio, fy=1 / ratio, interpolation=method)
-    return np.asarray(resized, np.uint8)
+def _averaged(source: NDArray[np.uint8], ratio: float, size_px: int) -> NDArray[np.uint8]:
+    """Resample by a ratio near 1, each target pixel the mean under a box around its centre.
+
+    The box is ``ratio`` source pixels wide, and never less than one: the area average above 1,
+    linear interpolation below. cv2 would copy here, since source and target have one size.
+    """
+    box = max(ratio, 1.0)
+    start = (np.arange(size_px) + 0.5) * ratio - box / 2
+    pixel = np.floor(start).astype(np.int64)[:, None] + np.arange(3)  # a box below 2 touches 3
+    covered = np.minimum(pixel + 1, start[:, None] + box) - np.maximum(pixel, start[:, None])
+    share = (np.clip(covered, 0, 1) / box).astype(np.float32)
+    pixel = np.clip(pixel, 0, len(source) - 1)
+    rows = np.zeros((size_px, *source.shape[1:]), np.float32)
+    tile = np.zeros((size_px, size_px, 3), np.float32)
+    for k in range(3):
+        rows += share[:, k, None, None] * source[pixel[:, k]]
+    for k in range(3):
+        tile += share[:, k, None] * rows[:, pixel[:, k]]
+    return np.asarray(np.rint(tile), np.uint8)

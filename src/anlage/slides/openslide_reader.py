@@ -30,10 +30,14 @@ class OpenSlideReader(SlideReader):
 
     An error makes an OpenSlide handle useless for good, so a read that fails is tried again on a
     fresh handle: it may have been another thread's error. If that fails too, the place is damaged.
+    OpenSlide does not report every damage: a JPEG tile that ends early comes back partly grey.
 
     Args:
         path: The slide's file.
         mpp: Resolution of level 0, micrometres per pixel, in place of what the file says.
+
+    Attributes:
+        own_downsamples: OpenSlide's own factor of each level, the mean ratio of the two sides.
 
     Raises:
         UnknownFormatError: If OpenSlide does not know the file.
@@ -52,7 +56,7 @@ class OpenSlideReader(SlideReader):
             levels=levels_of(sizes),
             resolution=find_resolution(path, _stated(properties), override=mpp),
         )
-        self._own_downsamples = tuple(slide.level_downsamples)
+        self.own_downsamples = tuple(slide.level_downsamples)
         self._associated = tuple(sorted(slide.associated_images))
         self._icc_profile = _icc_profile(slide)
         self._slide: Any = slide
@@ -87,7 +91,7 @@ class OpenSlideReader(SlideReader):
         self._slide = None
 
     def _read_inside(self, level: int, left: int, top: int, size: Size) -> NDArray[np.uint8]:
-        downsample = self._own_downsamples[level]
+        downsample = self.own_downsamples[level]
         x, y = round(left * downsample), round(top * downsample)
         return self._retried(
             lambda slide: _pixels(slide, (x, y), level, size),
