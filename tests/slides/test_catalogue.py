@@ -1,0 +1,269 @@
+from __future__ import annotations
+
+import shutil
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from small_catalogue import SIZE, make_catalogue, write_slide
+
+from anlage.errors import CatalogueError, SlideError
+from anlage.slides import mask_store
+from anlage.slides.catalogue import Catalogue, SlideRow
+from anlage.slides.catalogue_table import FIXED, write_table
+from anlage.slides.index import index_slides
+from anlage.slides.mask_store import MaskStore, masks_path, write_masks
+from anlage.slides.tissue import tissue_area_mm2, tissue_mask
+
+
+@pytest.fixture
+def catalogue(tmp_path: Path) -> Catalogue:
+    return make_catalogue(tmp_path)
+
+
+def rewrite(catalogue: Catalogue, table: pa.Table) -> None:
+    """Put another table in the catalogue's place, with the metadata the table brings."""
+    pq.write_table(table, catalogue.path)
+
+
+def test_rows_are_typed_and_hold_what_was_measured(catalogue: Catalogue) -> None:
+    first = catalogue.rows()[0]
+    assert isinstance(first, SlideRow)
+    assert (first.slide_id, first.patient_id, first.uri) == ("a", "p-a", "a.tif")
+    assert (first.width, first.height, first.n_levels) == (*SIZE, 1)
+    assert (first.mpp, first.mpp_source, first.reader) == (1.0, "tiff", "tiled-tiff")
+    assert (first.stain, first.tissue, first.split) == ("H&E", None, "train")
+    assert first.level_downsamples == (1.0,)
+    assert first.tissue_area_mm2 == pytest.approx(0.0121, rel=0.15)
+    assert first.labels == {}
+    assert [row.labels for row in catalogue.rows()[1:]] == [{"grade": "1"}, {"grade": "2"}]
+    assert catalogue.row("b") == catalogue.rows()[1]
+    assert len(catalogue) == 3
+
+
+def test_opening_it_again_gives_the_same(catalogue: Catalogue) -> None:
+    again = Catalogue.open(catalogue.path)
+    assert again.rows() == catalogue.rows()
+    assert again.fingerprint == catalogue.fingerprint
+
+
+def test_the_fingerprint_is_of_the_content(catalogue: Catalogue, tmp_path: Path) -> None:
+    before = catalogue.fingerprint
+    pq.write_table(catalogue.table, catalogue.path, compression="gzip", row_group_size=1)
+    assert Catalogue.open(catalogue.path).fingerprint == before
+    elsewhere = shutil.copytree(catalogue.path.parent, tmp_path / "elsewhere")
+    assert Catalogue.open(elsewhere / "slides.parquet").fingerprint == before
+    changed = catalogue.table.set_column(
+        catalogue.table.column_names.index("split"), "split", pa.array(["train"] * 3)
+    ).replace_schema_metadata(catalogue.table.schema.metadata)
+    rewrite(catalogue, changed)
+    assert Catalogue.open(catalogue.path).fingerprint != before
+    assert catalogue.select(split="train").fingerprint != before
+
+
+def test_select_is_a_view_that_keeps_the_file_and_its_pictures(catalogue: Catalogue) -> None:
+    train = catalogue.select(split="train")
+    assert [row.slide_id for row in train.rows()] == ["a", "b"]
+    assert train.path == catalogue.path
+    assert len(train.select(grade="1")) == 1
+    assert [row.slide_id for row in catalogue.select(grade=None).rows()] == ["a"]
+    assert len(catalogue.select(split="nowhere")) == 0
+    only_c = catalogue.select(split="test")
+    np.testing.assert_array_equal(only_c.mask("c").mask, catalogue.mask("c").mask)
+    with pytest.raises(CatalogueError, match="no slide 'a' among its 1"):
+        only_c.mask("a")
+
+
+def test_selecting_by_an_unknown_column_is_refused(catalogue: Catalogue) -> None:
+    with pytest.raises(ValueError, match=r"needs a column .*; got 'colour' \(slide_id,"):
+        catalogue.select(colour="blue")
+
+
+def test_the_mask_is_the_one_of_the_slide(catalogue: Catalogue) -> None:
+    with catalogue.open_slide("b") as slide:
+        expected = tissue_mask(slide)
+    found = catalogue.mask("b")
+    assert found.mpp == expected.mpp == 8.0
+    np.testing.assert_array_equal(found.mask, expected.mask)
+    assert catalogue.row("b").tissue_area_mm2 == pytest.approx(tissue_area_mm2(found))
+
+
+def test_the_thumbnail_looks_like_the_slide(catalogue: Catalogue) -> None:
+    found = catalogue.thumbnail("a").astype(float)
+    with catalogue.open_slide("a") as slide:
+        whole = slide.read_region(0, 0, *slide.size).astype(float)
+    assert found.shape == whole.shape
+    assert np.abs(found - whole).mean() < 6
+    assert found[90, 90, 0] > found[90, 90, 1] + 50  # red before green before blue: not BGR
+    assert found[90, 90, 2] > found[90, 90, 1] + 30
+
+
+def test_a_slide_opens_at_the_catalogues_mpp(catalogue: Catalogue) -> None:
+    column = catalogue.table.column_names.index("mpp")
+    table = catalogue.table.set_column(column, "mpp", pa.array([0.25, 1.0, 1.0]))
+    rewrite(catalogue, table.replace_schema_metadata(catalogue.table.schema.metadata))
+    with Catalogue.open(catalogue.path).open_slide("a") as slide:
+        assert slide.mpp == 0.25
+        assert slide.resolution is not None
+        assert slide.resolution.source == "catalogue"
+
+
+def test_a_slide_that_is_gone_or_changed_is_named(catalogue: Catalogue) -> None:
+    (catalogue.path.parent / "a.tif").unlink()
+    with pytest.raises(SlideError, match=r"a\.tif: was indexed but cannot be found.*index again"):
+        catalogue.open_slide("a")
+    with (catalogue.path.parent / "b.tif").open("ab") as file:
+        file.write(b"more")
+    with pytest.raises(SlideError, match=r"b\.tif: has \d+ bytes; \d+ when it was indexed"):
+        catalogue.open_slide("b")
+
+
+def test_a_slide_of_another_size_is_named(catalogue: Catalogue) -> None:
+    column = catalogue.table.column_names.index("width")
+    table = catalogue.table.set_column(column, "width", pa.array([256, 300, 256]))
+    rewrite(catalogue, table.replace_schema_metadata(catalogue.table.schema.metadata))
+    with pytest.raises(SlideError, match="is 256 x 192 px; 300 x 192 when it was indexed"):
+        Catalogue.open(catalogue.path).open_slide("b")
+
+
+def test_an_unknown_slide_is_named(catalogue: Catalogue) -> None:
+    for call in (catalogue.row, catalogue.open_slide, catalogue.mask, catalogue.thumbnail):
+        with pytest.raises(CatalogueError, match="no slide 'z' among its 3"):
+            call("z")
+
+
+def test_a_catalogue_that_is_missing_damaged_or_foreign_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "slides.parquet"
+    with pytest.raises(CatalogueError, match=r"does not exist. Make it again with `anlage index"):
+        Catalogue.open(path)
+    path.write_bytes(b"PAR1 this is not Parquet PAR1")
+    with pytest.raises(CatalogueError, match="is no Parquet file, or damaged"):
+        Catalogue.open(path)
+    pq.write_table(pa.table({"slide_id": ["a"]}), path)
+    with pytest.raises(CatalogueError, match="is Parquet but no catalogue"):
+        Catalogue.open(path)
+
+
+def test_half_a_catalogue_is_refused(catalogue: Catalogue) -> None:
+    whole = catalogue.path.read_bytes()
+    catalogue.path.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(CatalogueError, match="is no Parquet file, or damaged"):
+        Catalogue.open(catalogue.path)
+
+
+def test_another_version_is_refused(catalogue: Catalogue) -> None:
+    rewrite(catalogue, catalogue.table.replace_schema_metadata({"anlage.format": "catalogue/9"}))
+    with pytest.raises(CatalogueError, match="needs format 'catalogue/1'; got 'catalogue/9'"):
+        Catalogue.open(catalogue.path)
+
+
+@pytest.mark.parametrize(
+    ("column", "values", "told"),
+    [
+        ("mpp", None, "has no column 'mpp'"),
+        ("mpp", pa.array(["1", "1", "1"]), "needs 'mpp' of type double; got string"),
+        ("uri", pa.array(["a", None, "c"]), "has 1 nulls in 'uri'"),
+        ("slide_id", pa.array(["a", "b", "a"]), "has slide_id 'a' more than once"),
+    ],
+)
+def test_unusable_columns_are_named(
+    catalogue: Catalogue, column: str, values: pa.Array | None, told: str
+) -> None:
+    index = catalogue.table.column_names.index(column)
+    table = catalogue.table.remove_column(index)
+    if values is not None:
+        table = table.add_column(index, column, values)
+    rewrite(catalogue, table.replace_schema_metadata(catalogue.table.schema.metadata))
+    with pytest.raises(CatalogueError, match=told):
+        Catalogue.open(catalogue.path)
+
+
+def test_masks_that_are_missing_damaged_or_of_another_index_are_refused(
+    catalogue: Catalogue, tmp_path: Path
+) -> None:
+    other = make_catalogue(tmp_path / "other")
+    write_slide(tmp_path / "other" / "a.tif", seed=9)
+    again = make_catalogue_again(tmp_path / "other")
+    assert again.fingerprint != other.fingerprint
+    masks = masks_path(catalogue.path)
+    shutil.copyfile(masks_path(again.path), masks)
+    with pytest.raises(CatalogueError, match="holds the mask of another version of 'a'"):
+        Catalogue.open(catalogue.path).mask("a")
+    masks.write_bytes(b"nonsense")
+    with pytest.raises(CatalogueError, match=r"slides\.masks\.parquet: is damaged"):
+        Catalogue.open(catalogue.path).mask("a")
+    masks.unlink()
+    with pytest.raises(CatalogueError, match="does not exist; it belongs beside the catalogue"):
+        Catalogue.open(catalogue.path).thumbnail("a")
+    pq.write_table(pa.table({"slide_id": ["a"]}), masks)
+    with pytest.raises(CatalogueError, match="needs format 'catalogue-masks/1'; got 'none'"):
+        Catalogue.open(catalogue.path).mask("a")
+
+
+def make_catalogue_again(folder: Path) -> Catalogue:
+    result = index_slides([folder], folder / "slides.parquet")
+    assert result.catalogue is not None
+    return result.catalogue
+
+
+def test_masks_are_fetched_by_row_group_and_cached(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mask_store, "ROWS_PER_GROUP", 2)
+    monkeypatch.setattr(mask_store, "N_CACHED_MASKS", 2)
+    catalogue = make_catalogue(tmp_path, n_slides=5)
+    file = pq.ParquetFile(masks_path(catalogue.path))
+    assert [file.metadata.row_group(i).num_rows for i in range(3)] == [2, 2, 1]
+    read: list[tuple[int, tuple[str, ...]]] = []
+    original = pq.ParquetFile.read_row_group
+
+    def counted(self: pq.ParquetFile, i: int, columns: list[str]) -> pa.Table:
+        read.append((i, tuple(columns)))
+        return original(self, i, columns=columns)
+
+    monkeypatch.setattr(pq.ParquetFile, "read_row_group", counted)
+    catalogue.mask("a")
+    assert read[:3] == [(0, ("slide_id",)), (1, ("slide_id",)), (2, ("slide_id",))]
+    assert read[3:] == [(0, ("fingerprint", "mask_png", "mask_mpp"))]
+    for slide_id in "aebea":  # a from the cache, e and b read, b and e cached, a read again
+        catalogue.mask(slide_id)
+    assert [group for group, _ in read[3:]] == [0, 2, 0, 0]
+
+
+def test_masks_can_be_asked_for_from_many_threads(tmp_path: Path) -> None:
+    catalogue = make_catalogue(tmp_path, n_slides=5)
+    alone = {s: Catalogue.open(catalogue.path).mask(s).mask.sum() for s in "abcde"}
+    fresh = Catalogue.open(catalogue.path)
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda s: (s, fresh.mask(s).mask.sum()), "abcde" * 20))
+    assert all(alone[slide_id] == total for slide_id, total in found)
+
+
+def test_a_failed_write_leaves_no_masks_behind(tmp_path: Path) -> None:
+    def fail_halfway() -> None:
+        with write_masks(tmp_path / "m.parquet"):
+            msg = "halfway"
+            raise RuntimeError(msg)
+
+    with pytest.raises(RuntimeError, match="halfway"):
+        fail_halfway()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_cached_mask_cannot_be_written_to(catalogue: Catalogue) -> None:
+    with pytest.raises(ValueError, match="read-only"):
+        catalogue.mask("a").mask[:] = False
+
+
+def test_many_slides_open_fast_without_their_pictures(tmp_path: Path) -> None:
+    row = dict.fromkeys(FIXED, "x") | {"level_downsamples": [1.0], "mpp": 0.5}
+    row |= dict.fromkeys(("n_bytes", "width", "height", "n_levels"), 1) | {"tissue_area_mm2": 1.0}
+    path = tmp_path / "slides.parquet"
+    write_table(path, [row | {"slide_id": str(i)} for i in range(20_000)], ())
+    catalogue = Catalogue.open(path)
+    assert len(catalogue.select(split="x")) == 20_000
+    assert catalogue.row("19999").slide_id == "19999"
+    assert isinstance(catalogue._masks, MaskStore)  # never opened: the file does not exist
