@@ -3,6 +3,9 @@ import time
 import numpy as np
 import pytest
 from scipy import stats
+from sklearn.neighbors import KNeighborsClassifier
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 
 from anlage.evaluation.floors import N_FEATURES, colour_texture_features
 from anlage.evaluation.labelled_tiles import LabelledTiles
@@ -89,7 +92,10 @@ def test_refuses_other_arrays() -> None:
 
 @pytest.mark.slow
 def test_floor_of_lc25000_is_the_published_one_and_quick(shared_data) -> None:
-    """Published with the data: logistic regression 0.940, 1-nearest-neighbour 0.930, by group."""
+    """Published with the data: logistic regression 0.940, Euclidean 1-NN 0.930, by group.
+
+    Our kNN probe compares by cosine, which costs these features a little: 0.914.
+    """
     tiles = LabelledTiles.open(shared_data / "tiles" / "lc25000_mini" / "labels.csv")
     begun = time.process_time()
     features = np.concatenate(
@@ -99,10 +105,13 @@ def test_floor_of_lc25000_is_the_published_one_and_quick(shared_data) -> None:
         ]
     )
     assert time.process_time() - begun < 60
-    linear, knn = np.empty_like(tiles.label_N), np.empty_like(tiles.label_N)
+    linear, knn, euclidean = (np.empty_like(tiles.label_N) for _ in range(3))
     for split in given_folds(tiles.fold_N, tiles.group_N):
         sides = features[split.train], tiles.label_N[split.train], features[split.test]
         linear[split.test] = linear_probe(*sides, cost=0.1).label_N
         knn[split.test] = knn_probe(*sides, k=1, standardise=True).label_N
+        published = make_pipeline(StandardScaler(), KNeighborsClassifier(1)).fit(*sides[:2])
+        euclidean[split.test] = published.predict(sides[2])
     assert balanced_accuracy(tiles.label_N, linear) == pytest.approx(0.940, abs=0.01)
-    assert balanced_accuracy(tiles.label_N, knn) == pytest.approx(0.930, abs=0.01)
+    assert balanced_accuracy(tiles.label_N, euclidean) == pytest.approx(0.930, abs=0.01)
+    assert balanced_accuracy(tiles.label_N, knn) == pytest.approx(0.914, abs=0.01)
