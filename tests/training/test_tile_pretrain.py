@@ -240,10 +240,10 @@ def test_a_finished_run_is_left_as_it_is(straight: Path, catalogue: Catalogue) -
     "overrides",
     [
         ("objective.targets=centering", "objective.spread=koleo"),
-        ("objective.spread=none", "views.n_local=0"),
-        ("views.mode=extended_context", "tiles.magnifications={0.8: 1.0, 1.6: 3.0}"),
+        ("objective.spread=none", "views.n_local=0", "objective.masked_share=0"),
+        ("views.mode=extended_context", "tiles.magnifications={1.0: 1.0, 1.6: 3.0}"),
     ],
-    ids=["dinov2", "no-locals", "virchow2"],
+    ids=["dinov2", "no-locals-no-masks", "virchow2"],
 )
 def test_every_switch_of_the_recipe_trains(
     catalogue: Catalogue, tmp_path: Path, overrides: tuple[str, ...]

@@ -95,17 +95,14 @@ def step_loss(
     student, teacher = networks
     global_views, local_views = views
     n_tiles = len(global_views) // GLOBAL_VIEWS
-    with torch.no_grad():
-        seen = teacher.encoder([global_views])[0]
-        cls_logits = teacher.head(seen.cls_BD)
-        patch_logits = teacher.head(seen.patches_BND[masks])
-        cls_targets, cls_center = _targets(
-            cls_logits, centers["cls"], objective=objective, temperature=teacher_temperature
-        )
-        patch_targets, patch_center = _targets(
-            patch_logits, centers["patch"], objective=objective, temperature=teacher_temperature
-        )
-
+    target = _teach(
+        teacher,
+        global_views,
+        masks,
+        objective=objective,
+        temperature=teacher_temperature,
+        centers=centers,
+    )
     if len(local_views):
         outputs = student.encoder([global_views, local_views], [masks, None])
     else:
@@ -117,7 +114,7 @@ def step_loss(
 
     per_tile_B = dino_loss(
         student_cls.unflatten(0, (-1, n_tiles)),
-        cls_targets.unflatten(0, (-1, n_tiles)),
+        target.cls_GBP.unflatten(0, (-1, n_tiles)),
         student_temperature=objective.student_temperature,
         reduction="none",
     )
@@ -125,7 +122,7 @@ def step_loss(
         "dino": per_tile_B.mean(),
         "ibot": ibot_loss(
             student_patches,
-            patch_targets,
+            target.patch_MP,
             weight_M=_mask_weights(masks),
             n_images=len(global_views),
             student_temperature=objective.student_temperature,
@@ -133,19 +130,52 @@ def step_loss(
     }
     if objective.spread != "none":
         terms[objective.spread] = _spread(outputs[0].cls_BD, n_tiles, objective=objective)
-    weights = {"dino": objective.dino_weight, "ibot": objective.ibot_weight}
-    total = sum(
-        (weights.get(name, objective.spread_weight) * term for name, term in terms.items()),
-        start=torch.zeros((), device=masks.device),
-    )
     return StepLoss(
-        total=total,
+        total=_weighted_sum(terms, objective=objective),
         terms={name: term.detach() for name, term in terms.items()},
         per_tile_B=per_tile_B.detach(),
-        target_entropy=torch.special.entr(cls_targets).sum(dim=-1).mean(),
-        teacher_cls=seen.cls_BD,
-        centers={"cls": cls_center, "patch": patch_center},
+        target_entropy=torch.special.entr(target.cls_GBP).sum(dim=-1).mean(),
+        teacher_cls=target.embedding_GBD,
+        centers=target.centers,
     )
+
+
+@dataclass(frozen=True)
+class _Target:
+    """What the teacher says: CLS targets (G * B, P), patch targets (M, P), embeddings, centres."""
+
+    cls_GBP: Tensor
+    patch_MP: Tensor
+    embedding_GBD: Tensor
+    centers: dict[str, Tensor]
+
+
+@torch.no_grad()
+def _teach(
+    teacher: EncoderWithHead,
+    global_views: Tensor,
+    masks: Tensor,
+    *,
+    objective: Objective,
+    temperature: float,
+    centers: Mapping[str, Tensor],
+) -> _Target:
+    """The teacher's targets for CLS tokens and masked patches; it sees whole views."""
+    seen = teacher.encoder([global_views])[0]
+    made = {
+        name: _targets(
+            teacher.head(tokens), centers[name], objective=objective, temperature=temperature
+        )
+        for name, tokens in (("cls", seen.cls_BD), ("patch", seen.patches_BND[masks]))
+    }
+    following = {name: center for name, (_, center) in made.items()}
+    return _Target(made["cls"][0], made["patch"][0], seen.cls_BD, following)
+
+
+def _weighted_sum(terms: Mapping[str, Tensor], *, objective: Objective) -> Tensor:
+    weights = {"dino": objective.dino_weight, "ibot": objective.ibot_weight}
+    weighted = [weights.get(name, objective.spread_weight) * term for name, term in terms.items()]
+    return torch.stack(weighted).sum()
 
 
 def _targets(

@@ -352,4 +352,3 @@ def _save_encoder(training: Training) -> None:
         provenance=provenance,
     )
     save_encoder(training.run_dir / "encoder", training.teacher.encoder, encoder_config)
-
