@@ -11,6 +11,7 @@ import os
 import platform
 import shutil
 import subprocess
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,7 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version()} | {name: _version(name) for name in VERSIONED}
 
 
+@cache
 def _version(package: str) -> str:
     try:
         return metadata.version(package)

@@ -158,9 +158,9 @@ def _checked(path: str | Path, bag: Bag) -> tuple[NDArray[np.float16], NDArray[n
 
 def _refuse_unstorable(path: str | Path, features: NDArray[Any]) -> None:
     """Refuse what float16 would store as an infinity; up to halfway beyond, it rounds down."""
-    if np.isfinite(features).all() and np.abs(features).max(initial=0) < FLOAT16_MAX + 16:
-        return
     finite = np.isfinite(features)
+    if finite.all() and float(np.abs(features).max(initial=0)) < FLOAT16_MAX + 16:
+        return
     if not finite.all():
         tile = int(np.argmin(finite.all(axis=1)))
         rule, remedy = "finite features", "Check the encoder's weights on that tile"

@@ -55,8 +55,10 @@ def _queue(
             "Raise batch_size, or cut the batches smaller."
         )
         raise ValueError(msg)
-    padding = (0, 0) * 3 + (0, batch_size - n_tiles)
-    full_B3HW = functional.pad(pixels_B3HW, padding, value=WHITE)
+    full_B3HW = pixels_B3HW
+    if n_tiles < batch_size:
+        padding = (0, 0) * 3 + (0, batch_size - n_tiles)
+        full_B3HW = functional.pad(pixels_B3HW, padding, value=WHITE)
     if encoder.device.type != "cuda":
         return encoder.embed(full_B3HW)[:n_tiles], None
     embedding_BD = encoder.embed(full_B3HW.pin_memory())

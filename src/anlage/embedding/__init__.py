@@ -1,0 +1,1 @@
+"""Embedding: slides and an encoder in, one bag a slide out."""
