@@ -17,7 +17,7 @@ import typer
 from anlage import __version__
 
 if TYPE_CHECKING:
-    from anlage.slides.index import Refused
+    from anlage.slides.discovery import Refused
 
 app = typer.Typer(
     name="anlage",

@@ -20,7 +20,7 @@ from anlage.recipe import load_recipe
 
 if TYPE_CHECKING:
     from anlage.slides.catalogue import Catalogue
-    from anlage.slides.index import Refused
+    from anlage.slides.discovery import Refused
     from anlage.training.tile_config import TilePretrainConfig
 
 LOGGER = logging.getLogger(__name__)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from anlage.slides.catalogue import Catalogue
-from anlage.slides.index import index_slides
 
 from anlage import samples
+from anlage.slides.catalogue import Catalogue
+from anlage.slides.index import index_slides
 
 SLIDES = ("glycogenstorage__HE", "helicobacterpylori__HE", "hodgkin__HE", "erosion__HE")
 

@@ -14,15 +14,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from anlage.slides.catalogue import Catalogue
-from micro_recipe import MICRO, micro_config
 
 from anlage.encoders.folder import load_encoder
 from anlage.errors import CatalogueError, CheckpointError, TrainingError
+from anlage.slides.catalogue import Catalogue
 from anlage.training import tile_pretrain
 from anlage.training.checkpoint import load_newest_checkpoint
 from anlage.training.log import read_metrics
 from anlage.training.tile_pretrain import pretrain_tiles
+from micro_recipe import MICRO, micro_config
 
 TIMING = {"tiles_per_s", "data_wait_share"}
 

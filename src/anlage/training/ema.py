@@ -17,5 +17,6 @@ def update_teacher(teacher: nn.Module, student: nn.Module, *, momentum: float) -
         student: The trained network, with the same parameters in the same order.
         momentum: 0 copies the student, 1 keeps the teacher.
     """
-    old, new = list(teacher.parameters()), list(student.parameters())
+    old: list[torch.Tensor] = [*teacher.parameters()]
+    new: list[torch.Tensor] = [*student.parameters()]
     torch._foreach_lerp_(old, new, 1.0 - momentum)

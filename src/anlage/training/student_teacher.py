@@ -110,11 +110,11 @@ def step_loss(
     cls_tokens = torch.cat([output.cls_BD for output in outputs])
     masked_patches = outputs[0].patches_BND[masks]
     logits = student.head(torch.cat([cls_tokens, masked_patches]))
-    student_cls, student_patches = logits.split([len(cls_tokens), len(masked_patches)])
+    student_cls, student_patches = logits[: len(cls_tokens)], logits[len(cls_tokens) :]
 
     per_tile_B = dino_loss(
-        student_cls.unflatten(0, (-1, n_tiles)),
-        target.cls_GBP.unflatten(0, (-1, n_tiles)),
+        student_cls.view(-1, n_tiles, logits.shape[1]),
+        target.cls_GBP.view(-1, n_tiles, logits.shape[1]),
         student_temperature=objective.student_temperature,
         reduction="none",
     )
@@ -196,7 +196,7 @@ def _mask_weights(masks: Tensor) -> Tensor:
 
 def _spread(cls_BD: Tensor, n_tiles: int, *, objective: Objective) -> Tensor:
     """KDE or KoLeo of each global view on its own, summed over the views as DINOv2 does."""
-    by_view = cls_BD.split(n_tiles)
+    by_view = torch.split(cls_BD, n_tiles)
     if objective.spread == "kde":
         losses = [kde_loss(view, concentration=objective.concentration) for view in by_view]
     else:

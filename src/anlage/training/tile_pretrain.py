@@ -209,7 +209,7 @@ def train_step(training: Training, batch: TileBatch) -> dict[str, float]:
     loss = _forward(training, batch)
     _stop_if_not_finite(training, batch, loss)
     training.optimizer.zero_grad(set_to_none=True)
-    loss.total.backward()
+    torch.autograd.backward(loss.total)
     networks = {"encoder": training.student.encoder, "head": training.student.head}
     norms = clip_gradients(networks, max_norm=config.optimizer.clip_norm)
     if not torch.isfinite(torch.stack(list(norms.values()))).all():
