@@ -1,0 +1,47 @@
+"""One transformer block: its two branches written out, and what stochastic depth skips."""
+
+import torch
+
+from anlage.models.layers.block import Block
+from anlage.models.layers.packing import SequenceShape, unpack
+
+SHAPES = [SequenceShape(4, 3), SequenceShape(2, 5)]
+
+
+def draw(**options: object) -> tuple[Block, torch.Tensor]:
+    torch.manual_seed(4)
+    block = Block(width=12, n_heads=3, layer_scale=0.7, **options)
+    return block, torch.randn(22, 12)
+
+
+def test_equals_the_two_branches_written_out() -> None:
+    block, tokens = draw()
+    middle = tokens + 0.7 * block.attn(block.norm1(tokens), SHAPES)
+    wanted = middle + 0.7 * block.mlp(block.norm2(middle))
+    torch.testing.assert_close(block(tokens, SHAPES), wanted)
+
+
+def test_without_layer_scale_the_branches_count_fully() -> None:
+    block = Block(width=12, n_heads=3)
+    tokens = torch.randn(22, 12)
+    middle = tokens + block.attn(block.norm1(tokens), SHAPES)
+    torch.testing.assert_close(block(tokens, SHAPES), middle + block.mlp(block.norm2(middle)))
+
+
+def test_a_kept_image_gets_its_branch_scaled_up_and_a_skipped_one_nothing() -> None:
+    block, tokens = draw(stochastic_depth=0.5)
+    torch.nn.init.zeros_(block.ls2.gamma)  # leaves the attention branch alone
+    full_change = block.eval()(tokens, SHAPES) - tokens
+    change = block.train()(tokens, SHAPES) - tokens
+    for full, partial in zip(unpack(full_change, SHAPES), unpack(change, SHAPES), strict=True):
+        is_kept = partial.abs().amax(dim=(1, 2)) > 0
+        assert is_kept.sum() == len(full) / 2
+        torch.testing.assert_close(partial[is_kept], 2 * full[is_kept], atol=1e-5, rtol=1e-5)
+
+
+def test_a_skipped_image_costs_no_work() -> None:
+    block, tokens = draw(stochastic_depth=0.5)
+    rows = []
+    block.mlp.register_forward_hook(lambda _module, inputs, _output: rows.append(len(inputs[0])))
+    block(tokens, SHAPES)
+    assert rows == [2 * 3 + 1 * 5]
