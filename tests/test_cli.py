@@ -1,0 +1,103 @@
+"""The command line: light to start, plain errors, exit codes that say what happened."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from anlage import __version__, samples
+
+HEAVY = {"torch", "numpy", "pyarrow", "sklearn", "cv2", "openslide", "h5py", "plotly", "PIL"}
+COMMANDS = [
+    *((), ("demo",), ("index",), ("pretrain",), ("pretrain", "tile"), ("embed",)),
+    *(("embed", "tiles"), ("evaluate",), ("report",)),
+]
+
+
+def anlage(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "anlage", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "COLUMNS": "100"},
+    )
+
+
+def test_help_of_every_command_imports_nothing_heavy() -> None:
+    program = (
+        "import sys; from anlage.cli import app\n"
+        f"for command in {COMMANDS!r}:\n"
+        "    try: app([*command, '--help'])\n"
+        "    except SystemExit as end: assert end.code == 0, command\n"
+        f"loaded = {HEAVY!r} & set(sys.modules)\n"
+        "assert not loaded, loaded\n"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False
+    )
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.count("Usage:") == len(COMMANDS)
+
+
+def test_version() -> None:
+    assert anlage("--version").stdout.strip() == f"anlage {__version__}"
+
+
+def test_wrong_usage_is_two(tmp_path: Path) -> None:
+    assert anlage("index").returncode == 2
+    run = anlage("pretrain", "tile", "--recipe", "tyni", "--slides", "x", "--run", tmp_path / "r")
+    assert run.returncode == 2
+    assert "known recipes are" in run.stderr
+    assert "Traceback" not in run.stderr
+    assert not (tmp_path / "r").exists()
+
+
+def test_index_names_what_it_refuses_and_ends_with_three(tmp_path: Path) -> None:
+    folder = tmp_path / "slides"
+    folder.mkdir()
+    real = samples.slides_folder() / "hodgkin__HE.tiff"
+    (folder / real.name).write_bytes(real.read_bytes())
+    (folder / "empty.svs").touch()
+    (folder / "text.svs").write_text("this is not a slide")
+    (folder / "cut.tiff").write_bytes(real.read_bytes()[: real.stat().st_size // 2])
+    run = anlage("index", folder, "-o", tmp_path / "slides.parquet")
+    assert run.returncode == 3, run.stderr
+    for name in ("empty.svs", "text.svs", "cut.tiff"):
+        assert sum(name in line for line in run.stdout.splitlines()) == 1, name
+    assert "1 slides in" in run.stdout
+    assert "3 refused" in run.stdout
+    assert "Traceback" not in run.stderr
+    assert (tmp_path / "slides.parquet").exists()
+
+
+def test_a_missing_catalogue_is_one_line_and_one(tmp_path: Path) -> None:
+    missing = tmp_path / "none.parquet"
+    run = anlage("embed", "tiles", "--encoder", tmp_path, "--slides", missing, "-o", tmp_path / "b")
+    assert run.returncode == 1
+    assert len(run.stderr.strip().splitlines()) == 1
+    assert "EncoderError" in run.stderr
+
+
+def test_report_of_an_empty_folder_says_what_it_looked_for(tmp_path: Path) -> None:
+    run = anlage("report", tmp_path)
+    assert run.returncode == 1
+    assert "Traceback" not in run.stderr
+    assert str(tmp_path) in run.stderr
+
+
+def test_demo_refuses_a_folder_that_is_not_its_own(tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("mine")
+    run = anlage("demo", "--out", tmp_path)
+    assert run.returncode == 1
+    assert "holds no demo" in run.stderr
+    assert (tmp_path / "thesis.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize("command", [c for c in COMMANDS if len(c) == 1], ids="-".join)
+def test_help_is_one_screen(command: tuple[str, ...]) -> None:
+    assert len(anlage(*command, "--help").stdout.splitlines()) < 45
