@@ -1,0 +1,1 @@
+"""One static HTML page of what a folder holds."""
