@@ -47,24 +47,26 @@ class TiffIndex:
 def read_tiff_index(path: str) -> TiffIndex:
     """Parse a TIFF's index; no pixel is read.
 
+    A damaged index is refused for every reader: OpenSlide ends the whole process when it is
+    asked for more memory than there is, which one wrong byte in a tile's size will do.
+
     Raises:
-        UnknownFormatError: If it is no TIFF, or none that we read; it says what it is.
-        SlideError: If its pixels are not 8-bit colour, whoever reads them.
+        UnknownFormatError: If it is none that we read; it says what it is.
+        SlideError: If its index is damaged, or its pixels are not 8-bit colour.
     """
     try:
         with tifffile.TiffFile(path) as tiff:
             return _indexed(path, tiff)
     except SlideError:
         raise
-    except tifffile.TiffFileError as error:
-        raise UnknownFormatError(path, f"not a TIFF ({error}).") from error
     except Exception as error:  # a damaged index makes tifffile fail in any way
         reason = f"its TIFF index is damaged ({type(error).__name__}: {error})."
-        raise UnknownFormatError(path, reason) from error
+        raise SlideError(path, reason) from error
 
 
 def _indexed(path: str, tiff: Any) -> TiffIndex:  # noqa: ANN401 - tifffile is untyped here
     first = tiff.pages.first
+    _refuse_giant_tiles(path, tiff)
     for name in LEFT_TO_OPENSLIDE:
         if getattr(tiff, f"is_{name}"):
             raise UnknownFormatError(path, f"{name} files are left to OpenSlide.")
@@ -85,6 +87,17 @@ def _indexed(path: str, tiff: Any) -> TiffIndex:  # noqa: ANN401 - tifffile is u
         stated=stated_by(pages[0]),
         icc_profile=_bytes(pages[0].iccprofile),
     )
+
+
+def _refuse_giant_tiles(path: str, tiff: Any) -> None:  # noqa: ANN401
+    for i, page in enumerate(tiff.pages):
+        height, width = (page.tilelength, page.tilewidth) if page.is_tiled else (0, 0)
+        if height * width > MAX_TILE_PX:
+            raise SlideError(
+                path,
+                f"needs tiles of at most {MAX_TILE_PX} pixels; page {i} has {width} x {height}. "
+                "It is damaged, or must be tiled anew.",
+            )
 
 
 def _only_page(path: str, tiff: Any, level: Any) -> Any:  # noqa: ANN401
@@ -110,15 +123,17 @@ def _picture(path: str, page: Any, name: str) -> TiledPicture:  # noqa: ANN401
         raise UnknownFormatError(
             path,
             f"needs 8-bit RGB in JPEG, JPEG 2000, Deflate, LZW or no compression; {name} is "
-            f"{page.dtype} {page.photometric!s} in {page.compression!s}, planes "
-            f"{page.planarconfig}, predictor {page.predictor}.",
+            f"{page.dtype} {_name(page.photometric)} in {_name(page.compression)}, "
+            f"{_name(page.planarconfig)} planes, predictor {_name(page.predictor)}.",
         )
     height, width = page.shape[:2]
     tile = Size(page.tilewidth, page.tilelength) if page.is_tiled else _strip(page)
+    if min(width, height, *tile) < 1:
+        raise SlideError(path, f"is damaged: {name} of {width} x {height} in tiles {tuple(tile)}.")
     if tile.width * tile.height > MAX_TILE_PX:
-        raise UnknownFormatError(
+        raise SlideError(
             path,
-            f"needs tiles of at most {MAX_TILE_PX} pixels, since each is decoded whole; {name} "
+            f"needs strips of at most {MAX_TILE_PX} pixels, since each is decoded whole; {name} "
             f"has {tile.width} x {tile.height}. Convert it to a tiled TIFF.",
         )
     head = jpeg_head(page.jpegtables, is_rgb=photometric == RGB) if kind == "jpeg" else b""
@@ -131,6 +146,10 @@ def _picture(path: str, page: Any, name: str) -> TiledPicture:  # noqa: ANN401
         codec=TileCodec(kind, jpeg_head=head, is_differenced=page.predictor == 2),
         is_stripped=not page.is_tiled,
     )
+
+
+def _name(tag: Any) -> str:  # noqa: ANN401 - an enum of tifffile, or a number it does not know
+    return str(getattr(tag, "name", tag))
 
 
 def _strip(page: Any) -> Size:  # noqa: ANN401

@@ -12,6 +12,7 @@ from anlage.geometry import Size
 from anlage.slides.file_bytes import FileBytes
 from anlage.slides.reader import SlideReader, UnknownFormatError, levels_of
 from anlage.slides.resolution import find_resolution
+from anlage.slides.tiff_chain import refuse_broken_chain
 from anlage.slides.tiff_index import read_tiff_index
 
 
@@ -27,12 +28,14 @@ class TiffReader(SlideReader):
 
     Raises:
         UnknownFormatError: If it is no TIFF, or holds something else than 8-bit RGB.
-        SlideError: If tiles lie beyond the end of the file: it was cut.
+        SlideError: If pages or tiles lie beyond the end of the file: it was cut.
     """
 
     reader: ClassVar[str] = "tiled-tiff"
 
     def __init__(self, path: str, *, mpp: float | None = None) -> None:
+        file = FileBytes(path)
+        refuse_broken_chain(file)
         index = read_tiff_index(path)
         super().__init__(
             path,
@@ -42,9 +45,9 @@ class TiffReader(SlideReader):
         )
         self._refuse_if_not_one_pyramid()
         self._index = index
-        self._file: FileBytes | None = FileBytes(path)
+        self._file: FileBytes | None = file
         for picture in (*index.levels, *index.associated.values()):
-            picture.refuse_if_outside(self._file)
+            picture.refuse_if_outside(file)
 
     @property
     def associated(self) -> tuple[str, ...]:

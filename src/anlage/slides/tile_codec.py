@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 Shape = tuple[int, int, int]  # height, width, 3
 
 START_OF_IMAGE = b"\xff\xd8"
+END_OF_CODESTREAM = b"\xff\xd9"
 # Adobe APP14 segment with transform 0: "these three components are RGB", which a TIFF says in
 # its photometric tag, where a JPEG decoder cannot see it. A JFIF header in the tile overrules it,
 # as in the OME-TIFFs of Bio-Formats, which say RGB and hold YCbCr.
@@ -82,6 +83,9 @@ def _jpeg(codec: TileCodec, data: bytes, shape: Shape) -> NDArray[np.uint8]:
 
 
 def _jpeg2000(codec: TileCodec, data: bytes, shape: Shape) -> NDArray[np.uint8]:
+    if not data.rstrip(b"\0").endswith(END_OF_CODESTREAM):  # OpenJPEG fills what is missing
+        msg = "the codestream does not end"
+        raise DecodeError(msg)
     return np.asarray(imagecodecs.jpeg2k_decode(data))
 
 
