@@ -6,6 +6,7 @@ import logging
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from anlage.bags.store import read_bag_header
 from anlage.errors import AnlageError, BagError, TrainingError
@@ -85,7 +86,10 @@ class SlidesSection:
 
 def slides_section(contents: Contents) -> SlidesSection | None:
     """Cards of the catalogue's slides, and who was refused; None without a catalogue."""
-    refused = tuple((without_folders(r.uri), without_folders(r.reason)) for r in contents.refused)
+    refused = tuple(
+        (Path(r.uri).name if Path(r.uri).is_absolute() else r.uri, without_folders(r.reason))
+        for r in contents.refused
+    )
     if contents.catalogue is None:
         return None
     drawn = _drawn(contents.catalogue, contents)
