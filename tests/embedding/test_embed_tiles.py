@@ -278,7 +278,8 @@ print(*result.done, "skipped", *result.skipped)
 def start(encoder: Path, catalogue: Path, output: Path, *, pause_s=0.0, limit_bytes=0):
     arguments = [str(value) for value in (encoder, catalogue, output, pause_s, limit_bytes)]
     command = [sys.executable, "-c", PROGRAM, *arguments]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
 
 
 def wait_until(is_so, limit_s: float = 120.0) -> None:

@@ -215,7 +215,8 @@ for line in sys.stdin:
 @pytest.fixture
 def start_saver():
     """A function that starts a process saving steps 1, 2, ... to a folder; gives its id."""
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
+    search = os.pathsep.join([str(Path(__file__).parents[1]), *sys.path])
+    environment = os.environ | {"PYTHONPATH": search}
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     with subprocess.Popen([sys.executable, "-c", SAVERS], env=environment, **pipes) as parent:
 

@@ -41,6 +41,14 @@ def test_interrupted_between_the_renames(tmp_path, caplog):
     assert [path.name for path in tmp_path.iterdir()] == ["e"]
 
 
+def test_interrupted_and_then_failing_keeps_the_old_one(tmp_path):
+    write(tmp_path / "e", "one")
+    (tmp_path / "e").rename(tmp_path / ".e.replaced")
+    with pytest.raises(TypeError):
+        write(tmp_path / "e", 2)
+    assert (tmp_path / "e" / "a.txt").read_text() == "one"
+
+
 def test_interrupted_before_the_old_one_was_removed(tmp_path):
     write(tmp_path / "e", "two")
     (tmp_path / ".e.replaced").mkdir()
