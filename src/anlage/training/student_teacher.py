@@ -93,7 +93,7 @@ def step_loss(
     and over the masked patch tokens together, as in DINOv2's code.
     """
     student, teacher = networks
-    global_views, local_views = views
+    global_views = views[0]
     n_tiles = len(global_views) // GLOBAL_VIEWS
     target = _teach(
         teacher,
@@ -103,18 +103,10 @@ def step_loss(
         temperature=teacher_temperature,
         centers=centers,
     )
-    if len(local_views):
-        outputs = student.encoder([global_views, local_views], [masks, None])
-    else:
-        outputs = student.encoder([global_views], [masks])
-    cls_tokens = torch.cat([output.cls_BD for output in outputs])
-    masked_patches = outputs[0].patches_BND[masks]
-    logits = student.head(torch.cat([cls_tokens, masked_patches]))
-    student_cls, student_patches = logits[: len(cls_tokens)], logits[len(cls_tokens) :]
-
+    cls_BD, student_cls, student_patches = _learn(student, views, masks)
     per_tile_B = dino_loss(
-        student_cls.view(-1, n_tiles, logits.shape[1]),
-        target.cls_GBP.view(-1, n_tiles, logits.shape[1]),
+        student_cls.view(-1, n_tiles, student_cls.shape[1]),
+        target.cls_GBP.view(-1, n_tiles, student_cls.shape[1]),
         student_temperature=objective.student_temperature,
         reduction="none",
     )
@@ -129,7 +121,7 @@ def step_loss(
         ),
     }
     if objective.spread != "none":
-        terms[objective.spread] = _spread(outputs[0].cls_BD, n_tiles, objective=objective)
+        terms[objective.spread] = _spread(cls_BD, n_tiles, objective=objective)
     return StepLoss(
         total=_weighted_sum(terms, objective=objective),
         terms={name: term.detach() for name, term in terms.items()},
@@ -138,6 +130,20 @@ def step_loss(
         teacher_cls=target.embedding_GBD,
         centers=target.centers,
     )
+
+
+def _learn(
+    student: EncoderWithHead, views: tuple[Tensor, Tensor], masks: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The student's CLS embeddings of the global views, and logits of CLS and masked patches."""
+    global_views, local_views = views
+    if len(local_views):
+        outputs = student.encoder([global_views, local_views], [masks, None])
+    else:
+        outputs = student.encoder([global_views], [masks])
+    cls_tokens = torch.cat([output.cls_BD for output in outputs])
+    logits = student.head(torch.cat([cls_tokens, outputs[0].patches_BND[masks]]))
+    return outputs[0].cls_BD, logits[: len(cls_tokens)], logits[len(cls_tokens) :]
 
 
 @dataclass(frozen=True)
