@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 
 import h5py
@@ -104,6 +105,13 @@ def test_a_run_that_used_test_slides(chain):
     lines = {v.text: v.kind for v in verdicts(contents, provenance_chain(contents))}
     said = "Pretraining used slides that are not of split=train: erosion__HE."
     assert lines[said] == "bad"
+
+
+def test_bags_of_another_catalogue(chain):
+    path = chain / "bags" / "embedding.json"
+    record = json.loads(path.read_text())
+    path.write_text(json.dumps(record | {"catalogue_fingerprint": "0" * 64}))
+    assert broken(chain) == [("Tile embeddings", "embedding.json names this catalogue")]
 
 
 def test_predictions_of_another_result(chain):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import re
+from dataclasses import replace
 
 import cv2
 import numpy as np
@@ -57,6 +58,13 @@ def test_cards_show_the_grid_of_the_bag(contents):
         bag = read_bag(contents.bags[card.slide_id])
         assert card.n_grid == len(bag.coords) == card.grid.count("M")
         assert card.grid.startswith(f"M{bag.coords[0][0]} {bag.coords[0][1]}h32v32")
+
+
+def test_who_was_not_embedded_is_named(contents):
+    record = {"refused": [{"uri": "/far/away/x.svs", "reason": "too coarse"}], "empty": ["glass"]}
+    refused = slides_section(replace(contents, embedding=record)).refused
+    assert ("x.svs", "not embedded: too coarse") in refused
+    assert ("glass", "not embedded: no tile holds enough tissue") in refused
 
 
 def test_facts_say_size_and_resolution(contents):

@@ -39,6 +39,7 @@ class Contents:
         metrics: Its metrics, one row a step.
         encoder: The tile encoder.
         bags: Bag file of each slide, by the file's stem.
+        embedding: ``embedding.json`` beside the bags.
         result: The scores.
         predictions: The file of predictions beside them.
         problems: Parts that are there but cannot be used, with the reason.
@@ -51,6 +52,7 @@ class Contents:
     metrics: tuple[dict[str, Any], ...] = ()
     encoder: TileEncoder | None = None
     bags: dict[str, Path] = field(default_factory=dict)
+    embedding: dict[str, Any] | None = None
     result: EvaluationResult | None = None
     predictions: Path | None = None
     problems: tuple[str, ...] = ()
@@ -89,6 +91,7 @@ def open_contents(folder: Path) -> Contents:
     metrics_path = _first(run_dir / "metrics.jsonl")
     encoder_path = _first(run_dir / "encoder" / "config.json", folder / "config.json")
     result_path = _first(folder / "scores" / "result.json", folder / "result.json")
+    embedding_path = _first(folder / "bags" / "embedding.json", folder / "embedding.json")
     contents = Contents(
         demo=_opened("demo.json", _first(folder / "demo.json"), _read_json, problems),
         catalogue=_opened("slides.parquet", catalogue_path, Catalogue.open, problems),
@@ -97,6 +100,7 @@ def open_contents(folder: Path) -> Contents:
         metrics=tuple(_opened("metrics.jsonl", metrics_path, read_metrics, problems) or ()),
         encoder=_opened("encoder", encoder_path, _load_encoder, problems),
         bags=_bags(folder),
+        embedding=_opened("embedding.json", embedding_path, _read_json, problems),
         result=_opened("result.json", result_path, read_result, problems),
         predictions=_first(result_path.parent / "predictions.parquet") if result_path else None,
         problems=tuple(problems),

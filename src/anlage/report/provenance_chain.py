@@ -230,8 +230,15 @@ def _bags_link(contents: Contents) -> Link | None:
         checks.append(_all("were made by this encoder", other_encoder, len(hashes)))
     if slides:
         checks.append(_all("were made from the slides of the catalogue", other_slide, len(hashes)))
-    facts = (("Bags", f"{len(contents.bags)}"), ("Tiles", f"{n_tiles:,}"))
-    return Link(title="Tile embeddings", facts=facts, checks=tuple(checks), hashes=tuple(hashes))
+    facts = [("Bags", f"{len(contents.bags)}"), ("Tiles", f"{n_tiles:,}")]
+    if contents.embedding is not None:
+        facts.append(("Commit", _short_commit(contents.embedding.get("commit"))))
+        if contents.catalogue is not None:
+            same = contents.embedding.get("catalogue_fingerprint") == contents.catalogue.fingerprint
+            checks.append(Check(holds=same, text="embedding.json names this catalogue"))
+    return Link(
+        title="Tile embeddings", facts=tuple(facts), checks=tuple(checks), hashes=tuple(hashes)
+    )
 
 
 def _scores_link(contents: Contents) -> Link | None:

@@ -86,10 +86,6 @@ class SlidesSection:
 
 def slides_section(contents: Contents) -> SlidesSection | None:
     """Cards of the catalogue's slides, and who was refused; None without a catalogue."""
-    refused = tuple(
-        (Path(r.uri).name if Path(r.uri).is_absolute() else r.uri, without_folders(r.reason))
-        for r in contents.refused
-    )
     if contents.catalogue is None:
         return None
     drawn = _drawn(contents.catalogue, contents)
@@ -103,7 +99,23 @@ def slides_section(contents: Contents) -> SlidesSection | None:
         for row in _spread(rows, MOST_CARDS)
     )
     n_drawn = sum(len(squares) for squares in drawn.values())
-    return SlidesSection(cards=cards, n_slides=len(rows), n_drawn=n_drawn, refused=refused)
+    return SlidesSection(
+        cards=cards, n_slides=len(rows), n_drawn=n_drawn, refused=_refused(contents)
+    )
+
+
+def _refused(contents: Contents) -> tuple[tuple[str, str], ...]:
+    """Name and reason of what was refused by indexing or, later, by embedding."""
+    reasons = {refused.uri: refused.reason for refused in contents.refused}
+    embedding = contents.embedding or {}
+    for slide in embedding.get("refused", []):
+        reasons.setdefault(str(slide.get("uri")), f"not embedded: {slide.get('reason')}")
+    for slide_id in embedding.get("empty", []):
+        reasons.setdefault(str(slide_id), "not embedded: no tile holds enough tissue")
+    return tuple(
+        (Path(uri).name if Path(uri).is_absolute() else uri, without_folders(reason))
+        for uri, reason in reasons.items()
+    )
 
 
 def _spread(rows: Sequence[SlideRow], most: int) -> list[SlideRow]:
