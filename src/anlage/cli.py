@@ -112,7 +112,7 @@ def index(
 
 @pretrain.command("tile")
 def pretrain_tile(
-    slides: Annotated[Path, typer.Option(help="Catalogue of slides from `anlage index`.")],
+    slides: Annotated[str, typer.Option(help="Catalogue (.parquet), or slides to index first.")],
     run: Annotated[Path, typer.Option(help="Folder of the run.")],
     recipe: Annotated[str, typer.Option(help="Recipe's name, or a YAML file.")] = "tiny",
     overrides: Annotated[
@@ -127,20 +127,24 @@ def pretrain_tile(
     from anlage.training.tile_config import TilePretrainConfig
 
     config = load_recipe(recipe, TilePretrainConfig, overrides=overrides or ())
+    from anlage.slides.index import catalogue_of
     from anlage.training.tile_pretrain import pretrain_tiles
 
     _log_to(run / "anlage.log")
-    result = pretrain_tiles(config, slides, run, resume=resume, device=device, threads=threads)
+    catalogue, refused = catalogue_of(slides, folder=run)
+    _name_refused(refused)
+    result = pretrain_tiles(config, catalogue, run, resume=resume, device=device, threads=threads)
     print(f"{result.steps} of {config.steps} steps; encoder: {result.encoder}")
     if not result.is_finished:
         print("stopped by a signal; the same command with --resume goes on from there")
         raise typer.Exit(Exit.INTERRUPTED)
+    _exit_by(refused)
 
 
 @embed.command("tiles")
 def embed_tiles_command(
     encoder: Annotated[Path, typer.Option(help="Encoder folder, such as RUN/encoder.")],
-    slides: Annotated[Path, typer.Option(help="Catalogue of slides from `anlage index`.")],
+    slides: Annotated[str, typer.Option(help="Catalogue (.parquet), or slides to index first.")],
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder for one HDF5 a slide.")],
     stride_px: Annotated[
         int | None, typer.Option(min=1, help="Step of the grid in pixels; the tile's edge if none.")
@@ -154,11 +158,13 @@ def embed_tiles_command(
 ) -> None:
     """Embed every tissue tile of every slide: one bag (HDF5) a slide; always resumes."""
     from anlage.embedding.embed_tiles import embed_tiles
+    from anlage.slides.index import catalogue_of
 
     _log_to(output / "anlage.log")
+    catalogue, unusable = catalogue_of(slides, folder=output)
     result = embed_tiles(
         encoder,
-        slides,
+        catalogue,
         output,
         stride_px=stride_px,
         min_tissue=min_tissue,
@@ -166,14 +172,15 @@ def embed_tiles_command(
         device=device,
         threads=threads,
     )
-    _name_refused(result.refused)
+    refused = [*unusable, *result.refused]
+    _name_refused(refused)
     for name in result.empty:
         print(f"empty: {name}: no tile holds enough tissue")
     print(
         f"{len(result.done)} slides embedded, {len(result.skipped)} already there, "
-        f"{len(result.empty)} empty, {len(result.refused)} refused; bags: {output}"
+        f"{len(result.empty)} empty, {len(refused)} refused; bags: {output}"
     )
-    _exit_by(result.refused)
+    _exit_by(refused)
 
 
 @app.command()

@@ -116,9 +116,10 @@ def _catalogue(
     """Index the slides, or open the catalogue an earlier call made of them."""
     from anlage.slides.catalogue import Catalogue
     from anlage.slides.index import index_slides, read_refused
+    from anlage.slides.mask_store import masks_path
 
     path = out / "slides.parquet"
-    if path.exists():
+    if path.exists() and masks_path(path).exists():  # the masks are named last
         return Catalogue.open(path), tuple(read_refused(path))
     bundled = slides is None
     result = index_slides(

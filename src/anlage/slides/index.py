@@ -98,6 +98,31 @@ def index_slides(
     return _result(output, intake, work, unmatched)
 
 
+def catalogue_of(
+    slides: str | Path, *, folder: str | Path
+) -> tuple[Catalogue, tuple[Refused, ...]]:
+    """Open a catalogue, or index a folder, file or glob of slides on the way.
+
+    Args:
+        slides: A catalogue (``.parquet``), or what ``index_slides`` takes.
+        folder: Where ``slides.parquet`` is written if slides have to be indexed.
+
+    Returns:
+        The catalogue, and the slides refused while indexing.
+
+    Raises:
+        CatalogueError: If the catalogue is unusable, or no slide is.
+    """
+    if Path(slides).suffix == ".parquet":
+        return Catalogue.open(Path(slides)), ()
+    output = Path(folder) / "slides.parquet"
+    result = index_slides([slides], output)
+    if result.catalogue is None:
+        told = "; ".join(f"{refused.uri}: {refused.reason}" for refused in result.refused[:3])
+        raise CatalogueError(slides, f"needs a usable slide; got none ({told or 'none found'}).")
+    return result.catalogue, tuple(result.refused)
+
+
 def read_refused(catalogue: str | Path) -> list[Refused]:
     """The refused slides listed beside a catalogue; none if there is no list.
 
