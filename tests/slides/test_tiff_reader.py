@@ -276,6 +276,21 @@ def test_pages_of_another_shape_are_no_levels(tmp_path: Path) -> None:
         TiffReader(str(aperio))
 
 
+def test_levels_are_finest_first_whatever_their_order_in_the_file(tmp_path: Path) -> None:
+    full, half, quarter = pyramid(400, 300)
+    thumbnail = tissue_like(64, 48)
+    path = tmp_path / "a.svs"
+    write_tiff(path, [full, thumbnail, quarter, half], description=APERIO, mpp=None)
+    with tifffile.TiffFile(path, mode="r+b") as tiff:
+        for page in tiff.pages:
+            page.tags["NewSubfileType"].overwrite(0)
+    with TiffReader(str(path)) as slide:
+        assert [level.downsample for level in slide.levels] == [1, 2, 4]
+        for i, level in enumerate([full, half, quarter]):
+            assert np.array_equal(whole(slide, i), level)
+        assert np.array_equal(slide.read_associated("thumbnail"), thumbnail)
+
+
 def test_tables_that_the_tiles_share(tmp_path: Path) -> None:
     """Aperio stores JPEG tables once, beside tiles without any, and says RGB only in the TIFF."""
     from anlage.samples import slides_folder

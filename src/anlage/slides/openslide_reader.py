@@ -109,7 +109,6 @@ class OpenSlideReader(SlideReader):
         try:
             pixels = read(fresh)
         except openslide.OpenSlideError as error:
-            self._replace(used, _open(self.path))
             raise SlideError(self.path, f"cannot read {what}: {error}.") from error
         self._replace(used, fresh)
         return pixels

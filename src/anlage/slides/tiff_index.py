@@ -74,8 +74,8 @@ def _indexed(path: str, tiff: Any) -> TiffIndex:  # noqa: ANN401 - tifffile is u
         raise UnknownFormatError(path, "Trestle files are left to OpenSlide.")
     main = max(tiff.series, key=lambda series: math.prod(series.shape))
     pages = [_only_page(path, tiff, level) for level in main.levels]
+    pages.sort(key=lambda page: -page.imagewidth)
     levels = [_picture(path, page, f"level {i}") for i, page in enumerate(pages)]
-    levels.sort(key=lambda level: -level.size.width)
     if first.is_svs and any((level.counts == 0).any() for level in levels):
         raise UnknownFormatError(
             path, "an Aperio file without some of its tiles: left to OpenSlide."
