@@ -19,7 +19,7 @@ from anlage.training.tile_config import TilePretrainConfig
 
 LOGGER = logging.getLogger(__name__)
 MOST_CARDS = 36
-MOST_DRAWN = 600
+MOST_DRAWN = 250
 MOST_SAMPLED_SLIDES = 500  # a sampler holds every slide's places; beyond this it is not rebuilt
 MOST_GRID_TILES = 4000  # squares a card draws
 SOURCES = {
