@@ -58,6 +58,18 @@ def test_merged_replaces_leaves_and_lists() -> None:
     assert below == {"a": {"x": 1, "y": [1, 2]}, "b": 1}
 
 
+def test_shares_of_resolutions_replace_those_of_the_parent(tmp_path: Path) -> None:
+    """A recipe that says 0.5 mpp alone must not also train at its parent's 1 mpp."""
+    child = write(tmp_path, "mine", "extends: tiny\ntiles: {magnifications: {0.5: 2.0}}\n")
+    tiles = load_recipe(child, TilePretrainConfig).tiles
+    assert tiles.magnifications == {0.5: 2.0}
+    assert tiles.split == "train"
+    override = ["tiles.magnifications={0.25: 1}"]
+    assert load_recipe("tiny", TilePretrainConfig, overrides=override).tiles.magnifications == {
+        0.25: 1.0
+    }
+
+
 @pytest.mark.parametrize(
     ("override", "said"),
     [

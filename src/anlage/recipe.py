@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeGuard, TypeVar
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -57,13 +57,20 @@ def checked(tree: Mapping[str, Any], config: type[Config], *, name: str) -> Conf
 
 
 def merged(below: Tree, above: Tree) -> Tree:
-    """``below`` with the leaves of ``above`` in their place; mappings merge, all else replaces."""
+    """``below`` with the leaves of ``above`` in their place.
+
+    Sections merge; all else replaces, also a mapping whose keys are numbers (``{0.5: 1.0}``): that
+    is one value, which could otherwise only grow.
+    """
     result = dict(below)
     for key, value in above.items():
         old = result.get(key)
-        both = isinstance(old, dict) and isinstance(value, dict)
-        result[key] = merged(old, value) if both and old is not None else value
+        result[key] = merged(old, value) if _is_section(old) and _is_section(value) else value
     return result
+
+
+def _is_section(value: Any) -> TypeGuard[Tree]:  # noqa: ANN401 - anything YAML can hold
+    return isinstance(value, dict) and all(isinstance(key, str) for key in value)
 
 
 def _read(recipe: str | Path, *, depth: int) -> Tree:
