@@ -130,3 +130,23 @@ def test_contradictions_are_refused() -> None:
                 "views.solarize_probability=[0.0]",
             ],
         )
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("seed=-1", "seed: .*greater than or equal to 0"),
+        ("seed=4294967296", "seed: .*less than or equal to 4294967295"),
+        ("std=[0, 1, 1]", "std.0: .*greater than 0"),
+        ("mean=[.nan, 0, 0]", "mean.0: .*finite"),
+        ("optimizer.peak_lr=.inf", "optimizer.peak_lr: .*finite"),
+        ("optimizer.betas=[0.9, 1.0]", "optimizer.betas.1: .*less than 1"),
+        ("optimizer.teacher_momentum.end=2", "teacher_momentum needs to stay within 0 and 1"),
+        ("objective.mask_ratio=[0.5, 0.1]", "mask_ratio needs 0 < smallest <= largest"),
+        ("objective.teacher_temperature.start=0", "teacher_temperature needs to stay above 0"),
+        ("model.image_px=60", "image_px needs a multiple of patch_px=8"),
+    ],
+)
+def test_values_out_of_range_are_refused_before_a_run_begins(override: str, said: str) -> None:
+    with pytest.raises(RecipeError, match=said):
+        load_recipe("tiny", TilePretrainConfig, overrides=[override])

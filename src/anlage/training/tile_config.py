@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
 
 from anlage.tiles.augment.spec import MultiCropSpec
 
 Share = float  # 0 to 1
+Decay = Annotated[float, Field(ge=0.0, lt=1.0)]
+MAX_SEED = 2**32 - 1  # the most that every library takes
 
 
 class Frozen(BaseModel):
-    """A part of a recipe: immutable, and no key it does not know."""
+    """A part of a recipe: immutable, no key it does not know, no NaN and no infinity."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class Ramp(Frozen):
@@ -85,6 +87,13 @@ class Architecture(Frozen):
     dual_patch_norm: bool = False
     qk_norm: bool = False
 
+    @model_validator(mode="after")
+    def _whole_patches(self) -> Self:
+        if self.image_px % self.patch_px:
+            msg = f"image_px needs a multiple of patch_px={self.patch_px}"
+            raise ValueError(msg)
+        return self
+
 
 class Head(Frozen):
     """The projection head that DINO and iBOT share (DINOv2's default: tied heads).
@@ -127,6 +136,17 @@ class Objective(Frozen):
     masked_share: float = Field(default=0.5, ge=0.0, le=1.0)
     mask_ratio: tuple[float, float] = (0.1, 0.5)
 
+    @model_validator(mode="after")
+    def _in_range(self) -> Self:
+        least, greatest = self.mask_ratio
+        if not 0 < least <= greatest <= 1:
+            msg = "mask_ratio needs 0 < smallest <= largest <= 1, such as [0.1, 0.5]"
+            raise ValueError(msg)
+        if min(self.teacher_temperature.start, self.teacher_temperature.end) <= 0:
+            msg = "teacher_temperature needs to stay above 0, such as 0.04 to 0.07"
+            raise ValueError(msg)
+        return self
+
 
 class Optimisation(Frozen):
     """AdamW with DINOv2's parameter groups.
@@ -147,7 +167,7 @@ class Optimisation(Frozen):
     peak_lr: PositiveFloat
     min_lr: float = Field(default=1e-6, ge=0.0)
     warmup: Share = Field(default=0.1, ge=0.0, lt=1.0)
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[Decay, Decay] = (0.9, 0.999)
     weight_decay: Ramp = Ramp(start=0.04, end=0.4)
     layer_decay: float = Field(default=1.0, gt=0.0, le=1.0)
     patch_embed_lr: PositiveFloat = 0.2
@@ -155,12 +175,21 @@ class Optimisation(Frozen):
     freeze_prototypes: Share = Field(default=0.0, ge=0.0, le=1.0)
     teacher_momentum: Ramp = Ramp(start=0.992, end=1.0)
 
+    @model_validator(mode="after")
+    def _in_range(self) -> Self:
+        ends = (self.teacher_momentum.start, self.teacher_momentum.end)
+        if not all(0 <= end <= 1 for end in ends):
+            msg = "teacher_momentum needs to stay within 0 and 1, such as 0.992 to 1"
+            raise ValueError(msg)
+        return self
+
 
 class TilePretrainConfig(Frozen):
     """A whole tile-encoder pretraining run.
 
     Attributes:
-        seed: Seed of everything random: tiles, views, masks, weights, stochastic depth.
+        seed: Seed of everything random: tiles, views, masks, weights, stochastic depth; 0 to
+            2**32 - 1.
         steps: Optimiser steps.
         batch_size: Tiles a step.
         checkpoint_every: Steps between checkpoints.
@@ -177,14 +206,14 @@ class TilePretrainConfig(Frozen):
         optimizer: The optimiser and its schedules.
     """
 
-    seed: int = 0
+    seed: int = Field(default=0, ge=0, le=MAX_SEED)
     steps: PositiveInt
     batch_size: int = Field(ge=2)
     checkpoint_every: PositiveInt = 100
     keep_checkpoints: PositiveInt = 2
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
-    std: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    std: tuple[PositiveFloat, PositiveFloat, PositiveFloat] = (0.5, 0.5, 0.5)
     tiles: TileSource
     views: MultiCropSpec
     model: Architecture
