@@ -184,6 +184,18 @@ class Optimisation(Frozen):
         return self
 
 
+class EncoderUse(Frozen):
+    """How the trained encoder is to be used; written into its folder.
+
+    Attributes:
+        tile_px: Edge of the tiles it embeds, pixels at its mpp; ``views.global_px`` if None.
+        pooling: ``cls``, or ``cls+mean`` with the mean of the patch tokens beside it (Virchow2).
+    """
+
+    tile_px: PositiveInt | None = None
+    pooling: Literal["cls", "cls+mean"] = "cls"
+
+
 class TilePretrainConfig(Frozen):
     """A whole tile-encoder pretraining run.
 
@@ -204,6 +216,7 @@ class TilePretrainConfig(Frozen):
         head: The projection head.
         objective: The loss.
         optimizer: The optimiser and its schedules.
+        encoder: How the trained encoder is to be used.
     """
 
     seed: int = Field(default=0, ge=0, le=MAX_SEED)
@@ -220,14 +233,24 @@ class TilePretrainConfig(Frozen):
     head: Head
     objective: Objective
     optimizer: Optimisation
+    encoder: EncoderUse = EncoderUse()
+
+    @property
+    def tile_px(self) -> int:
+        """Edge of the tiles that the trained encoder embeds."""
+        return self.encoder.tile_px or self.views.global_px
 
     @model_validator(mode="after")
     def _parts_fit(self) -> Self:
         if self.views.n_global != 2:
             msg = "views.n_global needs to be 2, each the other's target"
             raise ValueError(msg)
-        crops = {"views.global_px": self.views.global_px, "views.local_px": self.views.local_px}
-        for name, crop_px in crops.items():
+        edges = {
+            "views.global_px": self.views.global_px,
+            "views.local_px": self.views.local_px,
+            "encoder.tile_px": self.tile_px,
+        }
+        for name, crop_px in edges.items():
             if crop_px % self.model.patch_px:
                 msg = f"{name} needs a multiple of model.patch_px={self.model.patch_px}"
                 raise ValueError(msg)

@@ -344,11 +344,11 @@ def _save_encoder(training: Training) -> None:
     provenance = {**training.record, "step": training.step, "network": "teacher"}
     encoder_config = EncoderConfig(
         architecture=config.model.model_dump(),
-        tile_px=config.views.global_px,
+        tile_px=config.tile_px,
         mpp=max(config.tiles.magnifications, key=config.tiles.magnifications.__getitem__),
         mean=config.mean,
         std=config.std,
-        pooling="cls",
+        pooling=config.encoder.pooling,
         provenance=provenance,
     )
     save_encoder(training.run_dir / "encoder", training.teacher.encoder, encoder_config)
