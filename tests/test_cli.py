@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from anlage import __version__, samples
+from anlage.cli import main
 
 HEAVY = {"torch", "numpy", "pyarrow", "sklearn", "cv2", "openslide", "h5py", "jinja2", "PIL"}
 COMMANDS = [
@@ -101,3 +102,37 @@ def test_demo_refuses_a_folder_that_is_not_its_own(tmp_path: Path) -> None:
 @pytest.mark.parametrize("command", [c for c in COMMANDS if len(c) == 1], ids="-".join)
 def test_help_is_one_screen(command: tuple[str, ...]) -> None:
     assert len(anlage(*command, "--help").stdout.splitlines()) < 45
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("demo", "--seed", "-1"),
+        ("demo", "--steps", "0"),
+        ("evaluate", "--encoder", "e", "--data", "d", "-o", "o", "--seed", "4294967296"),
+        ("index", "slides", "-o", "slides.parquet", "--mask-mpp", "0"),
+    ],
+    ids=" ".join,
+)
+def test_numbers_out_of_range_are_wrong_usage(arguments: tuple[str, ...]) -> None:
+    run = anlage(*arguments)
+    assert run.returncode == 2
+    assert "Invalid value for" in run.stderr
+    assert "Traceback" not in run.stderr
+
+
+def test_ctrl_c_ends_with_130_and_says_how_to_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Outside the training loop, which turns the signal into a request, an interrupt is raised."""
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("anlage.report.write.write_report", interrupted)
+    monkeypatch.setattr("anlage.cli._log_to", lambda _: None)
+    monkeypatch.setattr(sys, "argv", ["anlage", "report", str(tmp_path)])
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert end.value.code == 130
+    assert "run it again" in capsys.readouterr().err

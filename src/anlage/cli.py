@@ -19,6 +19,7 @@ from anlage import __version__
 if TYPE_CHECKING:
     from anlage.slides.discovery import Refused
 
+MAX_SEED = 2**32 - 1
 app = typer.Typer(
     name="anlage",
     help="Train, run and judge foundation models of pathology, from slides to a report.",
@@ -63,7 +64,7 @@ def demo(
     out: Annotated[Path, typer.Option(help="Folder for everything the demo makes.")] = Path(
         "anlage-demo"
     ),
-    seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Seed of everything random.")] = 0,
     steps: Annotated[
         int | None, typer.Option(min=1, help="Pretraining steps; the recipe's number if not given.")
     ] = None,
@@ -94,7 +95,9 @@ def index(
     labels: Annotated[
         Path | None, typer.Option(help="CSV to join by slide_id, or by the stem of `file`.")
     ] = None,
-    mask_mpp: Annotated[float, typer.Option(help="Resolution of tissue masks, µm per pixel.")] = 8,
+    mask_mpp: Annotated[
+        float, typer.Option(min=0.5, max=100, help="Resolution of tissue masks, µm per pixel.")
+    ] = 8,
 ) -> None:
     """Make a catalogue of slides: size, resolution, tissue; bad slides are listed with a reason."""
     from anlage.slides.index import index_slides
@@ -190,7 +193,9 @@ def evaluate(
         Path, typer.Option(help="Labelled tiles: a CSV, or a folder with one folder a class.")
     ],
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder for the result.")],
-    seed: Annotated[int, typer.Option(help="Seed of the bootstrap and the untrained floor.")] = 0,
+    seed: Annotated[
+        int, typer.Option(min=0, max=MAX_SEED, help="Seed of resamples and untrained floor.")
+    ] = 0,
 ) -> None:
     """Probe a frozen encoder on labelled tiles, split by case, beside honest floors."""
     from anlage.evaluation.evaluate import evaluate_encoder
@@ -226,9 +231,10 @@ def main() -> None:
         _fail(error, Exit.WRONG_USAGE)
     except (AnlageError, OSError) as error:
         _fail(error, Exit.FAILED)
-    except KeyboardInterrupt:
-        print("interrupted; the same command goes on where this one stopped", file=sys.stderr)
-        sys.exit(Exit.INTERRUPTED)
+    except SystemExit as end:
+        if isinstance(getattr(end.__context__, "__cause__", None), KeyboardInterrupt):
+            print("interrupted; run it again to go on", file=sys.stderr)
+        raise  # with 130, into which typer has turned the interrupt
 
 
 def _fail(error: Exception, code: Exit) -> None:
