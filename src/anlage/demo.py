@@ -96,7 +96,8 @@ def _claim(out: Path, settings: dict[str, Any]) -> None:
     """Take the folder for these settings, or refuse if it was begun with others."""
     path = out / "demo.json"
     if not path.exists():
-        if out.exists() and any(f.name != "anlage.log" for f in out.iterdir()):
+        begun = ("anlage.log", ".demo.json.")  # what is there if it was killed before demo.json
+        if out.exists() and not all(f.name.startswith(begun) for f in out.iterdir()):
             raise AnlageError(out, "is not empty and holds no demo. Name another --out.")
         write_json_whole(path, settings)
         return
