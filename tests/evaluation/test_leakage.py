@@ -14,3 +14,13 @@ def test_not_known_without_patients_or_cases() -> None:
     none_seen = seen_in_pretraining({"patients": []}, ["a"], is_grouped=True)
     assert none_seen.is_known
     assert none_seen.seen == []
+
+
+def test_slides_whose_patient_nobody_named_leave_it_open() -> None:
+    """Without labels the slide_id stands for the patient, matching no case: that says nothing."""
+    unnamed = {"patients": ["hodgkin__HE", "p1"], "n_without_patient": 1}
+    assert not seen_in_pretraining(unnamed, ["hodgkin", "p2"], is_grouped=True).is_known
+    found = seen_in_pretraining(unnamed, ["hodgkin", "p1"], is_grouped=True)
+    assert (found.is_known, found.seen) == (True, ["p1"])
+    named = unnamed | {"n_without_patient": 0}
+    assert seen_in_pretraining(named, ["hodgkin", "p2"], is_grouped=True).is_known

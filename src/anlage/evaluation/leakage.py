@@ -14,15 +14,18 @@ def seen_in_pretraining(
     """Compare the patients an encoder was pretrained on with the groups it is tested on.
 
     Args:
-        provenance: Of the encoder; ``patients``, if there, lists their ids.
+        provenance: Of the encoder; ``patients``, if there, lists their ids, and
+            ``n_without_patient`` says for how many slides nobody named one.
         groups: Names of the tested groups.
         is_grouped: Whether the groups are cases at all, and not single files.
 
     Returns:
-        The verdict; not known when the encoder names no patients or the data no cases.
+        The verdict; not known when the encoder names no patients or the data no cases, nor when no
+        case is found but some slide's patient was never named.
     """
     names = sorted(set(groups))
     patients = provenance.get("patients")
-    is_known = is_grouped and isinstance(patients, list | tuple)
-    seen = sorted(set(names) & {str(p) for p in patients}) if is_known and patients else []
+    is_comparable = is_grouped and isinstance(patients, list | tuple)
+    seen = sorted(set(names) & {str(p) for p in patients}) if is_comparable and patients else []
+    is_known = is_comparable and (bool(seen) or not provenance.get("n_without_patient"))
     return Leakage(is_known=is_known, n_groups=len(names), seen=seen)

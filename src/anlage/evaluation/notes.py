@@ -31,8 +31,8 @@ def leakage_note(leakage: Leakage) -> str:
     """The leakage verdict in one sentence."""
     if not leakage.is_known:
         return (
-            "Whether the encoder saw these cases in pretraining is not known: its provenance "
-            "names no patients, or the data no cases."
+            "Whether the encoder saw these cases in pretraining is not known: its provenance does "
+            "not name the patients of all its slides, or the data names no cases."
         )
     seen = f"{len(leakage.seen)} of {leakage.n_groups} cases were seen (unlabelled) in pretraining"
     return f"{seen}: {', '.join(leakage.seen)}." if leakage.seen else f"{seen}."

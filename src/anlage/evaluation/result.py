@@ -99,7 +99,8 @@ class Leakage(_Frozen):
     """Which cases the encoder saw, without their labels, in pretraining.
 
     Attributes:
-        is_known: Whether the encoder's provenance names its patients and the data its cases.
+        is_known: Whether the encoder's provenance names its patients and the data its cases; False
+            when none was found but some slide's patient was never named.
         n_groups: Groups tested.
         seen: Names of those that are among the patients.
     """

@@ -27,8 +27,8 @@ def run_record(config: BaseModel, slides: Catalogue) -> dict[str, Any]:
         slides: The slides it trains on.
 
     Returns:
-        Format, configuration, the catalogue's and each slide's fingerprint, the patients, versions,
-        commit and machine.
+        Format, configuration, the catalogue's and each slide's fingerprint, the patients and how
+        many slides count as a patient of their own, versions, commit and machine.
     """
     rows = slides.rows()
     return {
@@ -37,6 +37,7 @@ def run_record(config: BaseModel, slides: Catalogue) -> dict[str, Any]:
         "catalogue": slides.fingerprint,
         "slides": {row.slide_id: row.fingerprint for row in rows},
         "patients": sorted({row.patient_id for row in rows}),
+        "n_without_patient": sum(row.patient_id == row.slide_id for row in rows),
         "splits": sorted({row.split or "" for row in rows}),
         "versions": versions(),
         "commit": git_commit(),
