@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from small_catalogue import make_catalogue
 
-from anlage.training.run_record import run_record
+from anlage.training.run_record import resumed_record, run_record
 from micro_recipe import micro_config
 
 
@@ -18,3 +18,15 @@ def test_slides_whose_patient_nobody_named_are_counted(
     record = run_record(micro_config(), make_catalogue(tmp_path, labelled=labelled))
     assert len(record["patients"]) == 3
     assert record["n_without_patient"] == n_without
+
+
+def test_a_resumed_run_names_what_changed_since_it_began(tmp_path: Path) -> None:
+    began = run_record(micro_config(), make_catalogue(tmp_path))
+    assert resumed_record(began, began, step=3) == began
+    upgraded = began | {"versions": {"torch": "99"}}
+    once = resumed_record(began, upgraded, step=3)
+    assert {k: once[k] for k in began} == began
+    assert [(e["step"], e["versions"]) for e in once["resumed"]] == [(3, {"torch": "99"})]
+    assert resumed_record(once, upgraded, step=5) == once
+    twice = resumed_record(once, began, step=7)
+    assert [e["step"] for e in twice["resumed"]] == [3, 7]

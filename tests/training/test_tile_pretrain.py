@@ -229,11 +229,17 @@ def test_no_slide_of_the_split_is_refused_before_anything_is_written(
     assert not (tmp_path / "run").exists()
 
 
-def test_a_finished_run_is_left_as_it_is(straight: Path, catalogue: Catalogue) -> None:
+def test_a_finished_run_is_left_as_it_is(
+    straight: Path, catalogue: Catalogue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also by a later version: the encoder keeps saying what trained it."""
     before = weights(straight)
+    made_by = load_encoder(straight / "encoder").config.provenance
+    monkeypatch.setattr("anlage.training.run_record.git_commit", lambda: "f" * 40)
     result = pretrain_tiles(micro_config("steps=10"), catalogue, straight, resume=True)
     assert result.is_finished
     assert all(torch.equal(tensor, before[name]) for name, tensor in weights(straight).items())
+    assert load_encoder(straight / "encoder").config.provenance == made_by
 
 
 @pytest.mark.parametrize(

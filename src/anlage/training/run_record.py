@@ -91,6 +91,25 @@ def compare_records(run_dir: Path, *, old: Mapping[str, Any], new: Mapping[str, 
         LOGGER.warning("%s began with %s; now %s", run_dir, old["versions"], new["versions"])
 
 
+def resumed_record(old: Mapping[str, Any], new: Mapping[str, Any], *, step: int) -> dict[str, Any]:
+    """The record of a run that goes on, naming what has changed since it began.
+
+    Args:
+        old: Record in the checkpoint that it goes on from.
+        new: Record of the same run, made now.
+        step: Finished steps.
+
+    Returns:
+        ``old``; with an entry of its versions, commit and machine in ``resumed`` if they are not
+        those of the steps before.
+    """
+    last = old.get("resumed", [old])[-1]
+    made_with = {name: new[name] for name in ("versions", "commit", "machine")}
+    if all(last[name] == value for name, value in made_with.items()):
+        return dict(old)
+    return {**old, "resumed": [*old.get("resumed", []), {"step": step, **made_with}]}
+
+
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     leaves: dict[str, Any] = {}
     for key, value in tree.items():

@@ -28,7 +28,13 @@ from anlage.training.ema import update_teacher
 from anlage.training.log import MetricsLog
 from anlage.training.optimizer import build_optimizer, clip_gradients, set_rates
 from anlage.training.precision import autocast_dtype
-from anlage.training.run_record import compare_records, read_record, run_record, write_record
+from anlage.training.run_record import (
+    compare_records,
+    read_record,
+    resumed_record,
+    run_record,
+    write_record,
+)
 from anlage.training.schedule import learning_rate, ramp_value
 from anlage.training.stopping import stop_on_signals
 from anlage.training.student_teacher import EncoderWithHead, StepLoss, step_loss
@@ -61,7 +67,7 @@ class Training:
     Attributes:
         config: The resolved recipe.
         run_dir: The run's folder.
-        record: What ``run.json`` says.
+        record: What it was made from: ``run.json``, and what it was resumed with if that changed.
         device: Where tensors live.
         student: Trained network.
         teacher: Its moving average.
@@ -141,6 +147,9 @@ def pretrain_tiles(
         step, state, provenance = newest
         compare_records(run_dir, old=provenance, new=record)
         training.restore(step, state)
+        training.record = provenance
+        if step < config.steps:
+            training.record = resumed_record(provenance, record, step=step)
         LOGGER.info("resuming %s after step %d of %d", run_dir, step, config.steps)
     if training.step < config.steps:
         _train(training, slides, threads=threads)
