@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from anlage.models.layers.initialisation import initialise_linear
+
 
 class PrototypeLayer(nn.Module):
     """A linear layer without bias whose weight rows have a length of their own.
@@ -57,6 +59,8 @@ class ProjectionHead(nn.Module):
         hidden: Width of the hidden layers.
         bottleneck: Bottleneck width E.
         n_layers: Linear layers up to and including the bottleneck, >= 1.
+        linear_std: Deviation of the MLP's first weights; None for one over the root of the
+            fan-in, which suits narrow heads.
 
     Raises:
         ValueError: If a size is below 1.
@@ -72,6 +76,7 @@ class ProjectionHead(nn.Module):
         hidden: int = 2048,
         bottleneck: int = 256,
         n_layers: int = 3,
+        linear_std: float | None = 0.02,
     ) -> None:
         super().__init__()
         sizes = [width, *[hidden] * (n_layers - 1), bottleneck]
@@ -83,6 +88,7 @@ class ProjectionHead(nn.Module):
                 "DINOv2 uses hidden=2048, bottleneck=256, n_layers=3."
             )
             raise ValueError(msg)
+        self.linear_std = linear_std
         layers: list[nn.Module] = []
         for n_in, n_out in pairwise(sizes):
             layers += [nn.Linear(n_in, n_out), nn.GELU()]
@@ -96,11 +102,10 @@ class ProjectionHead(nn.Module):
         return self.last_layer
 
     def initialise(self, generator: torch.Generator | None = None) -> None:
-        """Draw all weights anew: MLP weights from a normal of deviation 0.02, biases zero."""
+        """Draw all weights anew: MLP weights as ``initialise_linear`` does, biases zero."""
         for layer in self.mlp:
             if isinstance(layer, nn.Linear):
-                nn.init.trunc_normal_(layer.weight, std=0.02, generator=generator)
-                nn.init.zeros_(layer.bias)
+                initialise_linear(layer, linear_std=self.linear_std, generator=generator)
         self.last_layer.initialise(generator)
 
     def bottleneck_of(self, tokens_BD: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from anlage.models.layers.block import Block, LayerScale
+from anlage.models.layers.initialisation import initialise_linear
 from anlage.models.layers.packing import pack, unpack
 from anlage.models.layers.patch_embedding import PatchEmbedding
 from anlage.models.layers.position_embedding import resize_positions
@@ -36,8 +37,8 @@ class VisionTransformer(nn.Module):
     """Images of one or several sizes to tokens, in one pass.
 
     Tokens of all sizes are packed below each other for norms and linear layers; attention runs
-    once a size. Parameters are named as in timm's ``vit_*_patch14_reg4_dinov2``; ``mask_token``,
-    ``patch_embed.norm_in`` and ``patch_embed.norm`` (dual patch norm) are ours.
+    once a size. Parameters are named as in timm's ``vit_*_patch14_reg4_dinov2``; ``mask_token`` and
+    ``patch_embed.norm_in`` (dual patch norm) are ours.
 
     Args:
         image_px: Edge of the image whose patch grid the position embedding has; others are
@@ -54,6 +55,8 @@ class VisionTransformer(nn.Module):
             the same in every block.
         dual_patch_norm: LayerNorm before and after the patch projection.
         qk_norm: LayerNorm on queries and keys.
+        linear_std: Deviation of the first weights of linear layers; None for one over the root
+            of the fan-in, which suits narrow networks.
 
     Raises:
         ValueError: If the sizes do not fit each other.
@@ -77,6 +80,7 @@ class VisionTransformer(nn.Module):
         stochastic_depth: float = 0.0,
         dual_patch_norm: bool = False,
         qk_norm: bool = False,
+        linear_std: float | None = 0.02,
     ) -> None:
         super().__init__()
         _check_architecture(
@@ -87,6 +91,7 @@ class VisionTransformer(nn.Module):
             feed_forward=feed_forward,
         )
         self.patch_px, self.width, self.n_registers = patch_px, width, n_registers
+        self.linear_std = linear_std
         self.grid = (image_px // patch_px, image_px // patch_px)
         self.cls_token = nn.Parameter(torch.empty(1, 1, width))
         if n_registers:
@@ -113,16 +118,16 @@ class VisionTransformer(nn.Module):
     def initialise(self, generator: torch.Generator | None = None) -> None:
         """Draw all weights anew, as DINOv2 does.
 
-        Linear weights and positions from a normal of deviation 0.02 cut at ±2 (absolute, as
-        torch's default), biases and mask token zero, class and register tokens 1e-6.
+        Linear weights from a normal of deviation ``linear_std`` and positions of 0.02, both cut
+        at ±2 (absolute, as torch's default); biases and mask token zero, class and register
+        tokens 1e-6.
 
         Args:
             generator: Source of randomness on the parameters' device; None for the global one.
         """
         for module in self.modules():
             if isinstance(module, nn.Linear | nn.Conv2d):
-                nn.init.trunc_normal_(module.weight, std=0.02, generator=generator)
-                nn.init.zeros_(module.bias)  # type: ignore[arg-type]
+                initialise_linear(module, linear_std=self.linear_std, generator=generator)
             elif isinstance(module, nn.LayerNorm):
                 module.reset_parameters()
             elif isinstance(module, LayerScale):

@@ -72,6 +72,8 @@ class Architecture(Frozen):
         stochastic_depth: Share of samples that skip a residual branch, in the student.
         dual_patch_norm: LayerNorm before and after the patch projection.
         qk_norm: LayerNorm on queries and keys.
+        linear_std: Deviation of the first linear weights; None for one over the root of the
+            fan-in.
     """
 
     image_px: PositiveInt
@@ -86,6 +88,7 @@ class Architecture(Frozen):
     stochastic_depth: float = Field(default=0.0, ge=0.0, lt=1.0)
     dual_patch_norm: bool = False
     qk_norm: bool = False
+    linear_std: PositiveFloat | None = 0.02
 
     @model_validator(mode="after")
     def _whole_patches(self) -> Self:
@@ -102,11 +105,14 @@ class Head(Frozen):
         n_prototypes: Rows of the last layer.
         hidden: Width of its hidden layers.
         bottleneck: Width before the prototypes.
+        linear_std: Deviation of the first linear weights; None for one over the root of the
+            fan-in.
     """
 
     n_prototypes: PositiveInt
     hidden: PositiveInt = 2048
     bottleneck: PositiveInt = 256
+    linear_std: PositiveFloat | None = 0.02
 
 
 class Objective(Frozen):

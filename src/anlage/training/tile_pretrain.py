@@ -132,16 +132,17 @@ def pretrain_tiles(
         Where the encoder is and whether the run is finished.
 
     Raises:
+        DeviceError: If there is no such device here.
         CatalogueError: If no slide is left after the choice of split.
         CheckpointError: If ``run_dir`` has a run and ``resume`` is false, or the run was made by
             another configuration or catalogue.
         TrainingError: If a loss is not finite (before any weight changes), or tiles cannot be read.
     """
-    run_dir = Path(run_dir)
+    run_dir, place = Path(run_dir), torch_device(device)
     slides = _usable_slides(config, catalogue)
     record = run_record(config, slides)
     _claim(run_dir, record, resume=resume)
-    training = _fresh(config, run_dir, record, device=torch_device(device))
+    training = _fresh(config, run_dir, record, device=place)
     newest = load_newest_checkpoint(run_dir / "checkpoints") if resume else None
     if newest is not None:
         step, state, provenance = newest
