@@ -9,6 +9,7 @@ AnlageError                 the world is wrong: a file, a slide, a row
 ├── EncoderError            an encoder folder is incomplete or not what it says
 ├── BagError                a bag is damaged, or belongs to another encoder or grid
 ├── LabelledDataError       labelled tiles for a probe are unusable
+├── DeviceError             the device asked for is not on this machine
 └── TrainingError           training cannot go on: a loss is not finite, no slide can be read
 
 A wrong argument from a programmer is a ``ValueError`` or ``TypeError`` instead.
@@ -66,6 +67,10 @@ class BagError(AnlageError):
 
 class LabelledDataError(AnlageError):
     """Labelled tiles for a probe are unusable."""
+
+
+class DeviceError(AnlageError):
+    """The device asked for is not on this machine."""
 
 
 class TrainingError(AnlageError):

@@ -4,6 +4,7 @@ import torch
 from small_encoder import ARCHITECTURE, MEAN, STD, make_config, make_encoder, make_pixels
 
 from anlage.encoders.tile_encoder import TileEncoder, torch_device, weights_sha256
+from anlage.errors import DeviceError
 from anlage.models.vit import VisionTransformer
 
 
@@ -135,6 +136,12 @@ def test_auto_is_fp32_on_the_cpu():
 def test_auto_device():
     assert torch_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
     assert torch_device("cpu") == torch.device("cpu")
+
+
+@pytest.mark.parametrize("name", ["gpu", "cuda:99", torch.device("cuda", 99)])
+def test_a_device_that_is_not_there_is_refused(name):
+    with pytest.raises(DeviceError, match="Name auto"):
+        torch_device(name)
 
 
 @pytest.mark.parametrize(

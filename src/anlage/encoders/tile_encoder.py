@@ -14,6 +14,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
+from anlage.errors import DeviceError
 from anlage.models.vit import TokenOutput, VisionTransformer
 from anlage.provenance import sha256_of_json
 
@@ -152,10 +153,22 @@ class TileEncoder:
 
 
 def torch_device(name: str | torch.device) -> torch.device:
-    """The device of a name; ``auto`` is CUDA where there is one, else the CPU."""
+    """The device of a name; ``auto`` is CUDA where there is one, else the CPU.
+
+    Raises:
+        DeviceError: If there is no such device here.
+    """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return torch.device(name)
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise DeviceError(str(name), "is no device. Name auto, cpu, cuda or cuda:N.") from error
+    n_found = torch.cuda.device_count()
+    if device.type == "cuda" and (device.index or 0) >= n_found:
+        message = f"is not there: {n_found} CUDA devices found. Name auto or cpu."
+        raise DeviceError(str(name), message)
+    return device
 
 
 def weights_sha256(weights: Mapping[str, Tensor]) -> str:
