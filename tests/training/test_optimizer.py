@@ -78,3 +78,16 @@ def test_networks_are_clipped_apart() -> None:
     torch.testing.assert_close(small.weight.grad, torch.tensor([[0.3, 0.4]]))
     unclipped = clip_gradients({"big": big}, max_norm=None)
     assert float(unclipped["big"]) == pytest.approx(5.0, rel=1e-4)
+
+
+def test_every_group_gets_its_own_rate_and_decay() -> None:
+    student = EncoderWithHead(ARCHITECTURE, HEAD)
+    config = Optimisation(peak_lr=1.0, layer_decay=0.5, patch_embed_lr=0.2)
+    optimizer = build_optimizer(student, config, depth=2)
+    set_rates(optimizer, lr=0.1, weight_decay=0.3, prototypes_frozen=False)
+    group = {id(p): g for g in optimizer.param_groups for p in g["params"]}
+    for name, parameter in student.named_parameters():
+        factor = learning_rate_factor(name, config, depth=2)
+        assert group[id(parameter)]["lr"] == pytest.approx(0.1 * factor), name
+        spared = name.endswith(".bias") or "norm" in name or "gamma" in name
+        assert group[id(parameter)]["weight_decay"] == (0.0 if spared else 0.3), name

@@ -19,7 +19,7 @@ from anlage.objectives.dino import dino_loss
 from anlage.objectives.ibot import ibot_loss
 from anlage.objectives.kde import kde_loss
 from anlage.objectives.koleo import koleo_loss
-from anlage.objectives.sinkhorn import sinkhorn_targets
+from anlage.objectives.sinkhorn import sinkhorn_targets, target_entropy
 from anlage.training.tile_config import Architecture, Head, Objective
 
 GLOBAL_VIEWS = 2  # each is the other's target
@@ -126,7 +126,7 @@ def step_loss(
         total=_weighted_sum(terms, objective=objective),
         terms={name: term.detach() for name, term in terms.items()},
         per_tile_B=per_tile_B.detach(),
-        target_entropy=torch.special.entr(target.cls_GBP).sum(dim=-1).mean(),
+        target_entropy=target_entropy(target.cls_GBP),
         teacher_cls=target.embedding_GBD,
         centers=target.centers,
     )
