@@ -46,6 +46,13 @@ def test_only_the_newest_are_kept(tmp_path: Path) -> None:
     ]
 
 
+def test_what_a_killed_run_left_half_written_is_removed(tmp_path: Path) -> None:
+    for name in (".step-00000001.pt.0123abcd.part", ".step-00000001.json.0123abcd.part"):
+        (tmp_path / name).write_bytes(b"half")
+    save(tmp_path, 2)
+    assert sorted(f.name for f in tmp_path.iterdir()) == ["step-00000002.json", "step-00000002.pt"]
+
+
 @pytest.mark.parametrize("damage", ["truncated", "bit", "empty", "gone"])
 def test_damage_falls_back_to_the_one_before_and_says_so(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, damage: str

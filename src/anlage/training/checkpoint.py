@@ -43,6 +43,8 @@ def save_checkpoint(
         OSError: If the disk is full; the checkpoints before it are untouched.
     """
     target = folder / f"step-{step:08d}.pt"
+    for part in folder.glob(".step-*.part"):  # of a killed run; a run has one writer
+        part.unlink(missing_ok=True)
     buffer = io.BytesIO()
     torch.save(dict(state), buffer)
     with replace_whole(target) as beside:
