@@ -8,9 +8,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from small_catalogue import write_slide
 
 from anlage import __version__, samples
 from anlage.cli import main
+from micro_recipe import MICRO
 
 HEAVY = {"torch", "numpy", "pyarrow", "sklearn", "cv2", "openslide", "h5py", "jinja2", "PIL"}
 COMMANDS = [
@@ -136,3 +138,22 @@ def test_ctrl_c_ends_with_130_and_says_how_to_go_on(
         main()
     assert end.value.code == 130
     assert "run it again" in capsys.readouterr().err
+
+
+def test_slides_that_came_later_do_not_disturb_a_run(tmp_path: Path) -> None:
+    """A run goes on with the slides it began with, even if --slides is a folder that grew."""
+    folder, run_dir = tmp_path / "slides", tmp_path / "run"
+    write_slide(folder / "a.tif")
+    command = ("pretrain", "tile", "--slides", folder, "--run", run_dir)
+    values = (*MICRO, "tiles.split=null", "steps=1")
+    settings = [part for value in values for part in ("--set", value)]
+    assert anlage(*command, *settings).returncode == 0
+    indexed = (run_dir / "slides.parquet").read_bytes()
+    write_slide(folder / "b.tif", seed=1)
+    again = anlage(*command, *settings)
+    assert again.returncode == 1
+    assert "Add --resume" in again.stderr
+    assert (run_dir / "slides.parquet").read_bytes() == indexed
+    resumed = anlage(*command, *settings, "--resume")
+    assert resumed.returncode == 0, resumed.stderr
+    assert (run_dir / "slides.parquet").read_bytes() == indexed

@@ -131,10 +131,13 @@ def pretrain_tile(
 
     config = load_recipe(recipe, TilePretrainConfig, overrides=overrides or ())
     from anlage.slides.index import catalogue_of
+    from anlage.training.run_record import refuse_existing_run
     from anlage.training.tile_pretrain import pretrain_tiles
 
+    if not resume:
+        refuse_existing_run(run)
     _log_to(run / "anlage.log")
-    catalogue, refused = catalogue_of(slides, folder=run)
+    catalogue, refused = catalogue_of(slides, folder=run, keep=resume)
     _name_refused(refused)
     result = pretrain_tiles(config, catalogue, run, resume=resume, device=device, threads=threads)
     print(f"{result.steps} of {config.steps} steps; encoder: {result.encoder}")

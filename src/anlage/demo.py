@@ -115,13 +115,12 @@ def _catalogue(
     out: Path, slides: Sequence[Path | str] | None
 ) -> tuple[Catalogue, tuple[Refused, ...]]:
     """Index the slides, or open the catalogue an earlier call made of them."""
-    from anlage.slides.catalogue import Catalogue
-    from anlage.slides.index import index_slides, read_refused
-    from anlage.slides.mask_store import masks_path
+    from anlage.slides.index import index_slides, kept_catalogue
 
     path = out / "slides.parquet"
-    if path.exists() and masks_path(path).exists():  # the masks are named last
-        return Catalogue.open(path), tuple(read_refused(path))
+    kept = kept_catalogue(path)
+    if kept is not None:
+        return kept
     bundled = slides is None
     result = index_slides(
         [samples.slides_folder()] if slides is None else slides,

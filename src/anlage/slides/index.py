@@ -98,14 +98,22 @@ def index_slides(
     return _result(output, intake, work, unmatched)
 
 
+def kept_catalogue(output: Path) -> tuple[Catalogue, tuple[Refused, ...]] | None:
+    """The catalogue that an earlier call finished, and what it refused; None if there is none."""
+    if output.exists() and masks_path(output).exists():  # the masks are named last
+        return Catalogue.open(output), tuple(read_refused(output))
+    return None
+
+
 def catalogue_of(
-    slides: str | Path, *, folder: str | Path
+    slides: str | Path, *, folder: str | Path, keep: bool = False
 ) -> tuple[Catalogue, tuple[Refused, ...]]:
     """Open a catalogue, or index a folder, file or glob of slides on the way.
 
     Args:
         slides: A catalogue (``.parquet``), or what ``index_slides`` takes.
         folder: Where ``slides.parquet`` is written if slides have to be indexed.
+        keep: Take the one an earlier call wrote there, if there is one, rather than index again.
 
     Returns:
         The catalogue, and the slides refused while indexing.
@@ -116,6 +124,10 @@ def catalogue_of(
     if Path(slides).suffix == ".parquet":
         return Catalogue.open(Path(slides)), ()
     output = Path(folder) / "slides.parquet"
+    kept = kept_catalogue(output) if keep else None
+    if kept is not None:
+        LOGGER.info("going on with the slides of %s", output)
+        return kept
     result = index_slides([slides], output)
     if result.catalogue is None:
         told = "; ".join(f"{refused.uri}: {refused.reason}" for refused in result.refused[:3])

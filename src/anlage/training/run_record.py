@@ -68,6 +68,17 @@ def read_record(run_dir: Path) -> dict[str, Any] | None:
     return record
 
 
+def refuse_existing_run(run_dir: Path) -> None:
+    """Refuse a folder that holds a run, before anything in it is touched.
+
+    Raises:
+        CheckpointError: If there is a ``run.json``.
+    """
+    if (run_dir / "run.json").exists():
+        message = "holds a run already. Add --resume to go on with it, or name another folder."
+        raise CheckpointError(run_dir, message)
+
+
 def compare_records(run_dir: Path, *, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
     """Refuse to resume a run with another recipe or other slides, naming what differs.
 

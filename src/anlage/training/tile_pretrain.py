@@ -15,7 +15,7 @@ from torch import Tensor
 
 from anlage.encoders.folder import EncoderConfig, save_encoder
 from anlage.encoders.tile_encoder import torch_device
-from anlage.errors import CatalogueError, CheckpointError, TrainingError
+from anlage.errors import CatalogueError, TrainingError
 from anlage.probes.unsupervised import rankme
 from anlage.progress import meter
 from anlage.slides.catalogue import Catalogue
@@ -31,6 +31,7 @@ from anlage.training.precision import autocast_dtype
 from anlage.training.run_record import (
     compare_records,
     read_record,
+    refuse_existing_run,
     resumed_record,
     run_record,
     write_record,
@@ -310,14 +311,13 @@ def _usable_slides(config: TilePretrainConfig, catalogue: Catalogue | Path | str
 
 def _claim(run_dir: Path, record: Mapping[str, Any], *, resume: bool) -> None:
     """Take a new run folder, or check that an old one belongs to this run."""
+    if not resume:
+        refuse_existing_run(run_dir)
     old = read_record(run_dir)
     if old is None:
         write_record(run_dir, record)
-        return
-    if not resume:
-        message = "holds a run already. Add --resume to go on with it, or name another folder."
-        raise CheckpointError(run_dir, message)
-    compare_records(run_dir, old=old, new=record)
+    else:
+        compare_records(run_dir, old=old, new=record)
 
 
 def _fresh(
