@@ -153,6 +153,15 @@ def test_a_dicom_series_is_one_slide(tmp_path: Path) -> None:
     ]
 
 
+def test_a_dicom_series_is_one_slide_whatever_lies_between_its_files(tmp_path: Path) -> None:
+    """Two slides of one scan would be drawn twice as often, and be split as if they were two."""
+    for name in ("l0", "l2"):
+        write_dicom(tmp_path / f"{name}.dcm", "1.2.3")
+    touch(tmp_path / "l1.svs")
+    slides, _ = find_slides([tmp_path])
+    assert [[f.name for f in slide.files] for slide in slides] == [["l0.dcm", "l2.dcm"], ["l1.svs"]]
+
+
 @pytest.mark.parametrize("syntax", [EXPLICIT, IMPLICIT])
 def test_a_series_is_read_past_sequences_that_name_others(tmp_path: Path, syntax: str) -> None:
     implicit = syntax == IMPLICIT

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import glob
 import os
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import groupby
 from pathlib import Path
 
 from anlage.slides.dicom_series import group_by_series
@@ -121,17 +121,23 @@ def _companions(names: Iterable[str]) -> set[str]:
 
 def _slides_of(files: Iterable[Path]) -> Iterator[FoundSlide]:
     """Slides from files: DICOM gathered by series in its folder, MRXS with its data folder."""
-    for (folder, is_dicom), together in groupby(
-        files, key=lambda f: (f.parent, f.suffix.lower() == ".dcm")
-    ):
-        if is_dicom:
-            for group in group_by_series(together):
-                yield FoundSlide(group[0], group)
-            continue
-        for file in together:
-            data = folder / file.stem
+    every = list(files)
+    together: dict[Path, list[Path]] = defaultdict(list)
+    for file in every:
+        if _is_dicom(file):
+            together[file.parent].append(file)
+    series = {group[0]: group for dicom in together.values() for group in group_by_series(dicom)}
+    for file in every:
+        if file in series:
+            yield FoundSlide(file, series[file])
+        elif not _is_dicom(file):
+            data = file.parent / file.stem
             parts = sorted(p for p in data.rglob("*") if p.is_file()) if _is_mrxs(file) else []
             yield FoundSlide(file, (file, *parts))
+
+
+def _is_dicom(file: Path) -> bool:
+    return file.suffix.lower() == ".dcm"
 
 
 def _is_mrxs(file: Path) -> bool:
