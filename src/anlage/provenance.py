@@ -1,4 +1,4 @@
-"""Where a stored thing came from: file hashes, versions, the commit and the machine.
+"""Where a stored thing came from: hashes, versions, the commit and the machine.
 
 What is written here travels with results, so it never names a host, a user or a folder.
 """
@@ -17,12 +17,6 @@ from pathlib import Path
 from typing import Any
 
 VERSIONED = ("anlage", "torch", "numpy")
-
-
-def sha256_of_file(path: str | Path) -> str:
-    """SHA-256 of a file's bytes, read in pieces, as 64 hexadecimal digits."""
-    with Path(path).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def sha256_of_json(value: Any) -> str:  # noqa: ANN401 - anything json can hold

@@ -30,7 +30,7 @@ def test_equals_the_layers_written_out() -> None:
     direction = w["last_layer.weight_v"] / w["last_layer.weight_v"].norm(dim=1, keepdim=True)
     torch.testing.assert_close(model.bottleneck_of(x), unit)
     torch.testing.assert_close(model(x), unit @ direction.T)
-    torch.testing.assert_close(model.prototype_layer(unit), model(x))
+    torch.testing.assert_close(model.last_layer(unit), model(x))
 
 
 def test_prototypes_and_their_gradients_equal_torchs_weight_norm() -> None:
@@ -55,7 +55,7 @@ def test_logits_are_cosines_at_the_start() -> None:
     model = head()
     logits = model(100 * numbers(50, 12))
     assert logits.abs().max() <= 1 + 1e-6
-    own = model.prototype_layer(functional.normalize(model.last_layer.weight_v, dim=1))
+    own = model.last_layer(functional.normalize(model.last_layer.weight_v, dim=1))
     torch.testing.assert_close(own.diagonal(), torch.ones(40))
 
 

@@ -96,11 +96,6 @@ class ProjectionHead(nn.Module):
         self.last_layer = PrototypeLayer(width=bottleneck, n_prototypes=n_prototypes)
         self.initialise()
 
-    @property
-    def prototype_layer(self) -> PrototypeLayer:
-        """The layer from unit-length bottleneck vectors to prototype scores."""
-        return self.last_layer
-
     def initialise(self, generator: torch.Generator | None = None) -> None:
         """Draw all weights anew: MLP weights as ``initialise_linear`` does, biases zero."""
         for layer in self.mlp:
