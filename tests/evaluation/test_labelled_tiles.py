@@ -105,6 +105,7 @@ def set_first(**values):
         (set_first(file=""), "a file for each tile; got none for 1, such as row 1"),
         (set_first(file="gone.png"), "got 1 missing, such as gone.png.*relative to the folder"),
         (set_first(file="case0_1.png"), "each file once; got case0_1.png 2 times"),
+        (set_first(file="./case0_1.png"), "each file once; got case0_1.png 2 times"),
         (set_first(mpp="0"), "mpp in micrometres per pixel, > 0; got '0' for case0_0.png"),
         (set_first(mpp="20x"), "got '20x'"),
         (set_first(mpp="inf"), "got 'inf'"),

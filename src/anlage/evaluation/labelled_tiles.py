@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import csv
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -219,7 +220,8 @@ def _check(tiles: LabelledTiles) -> None:
     if len(classes) < 2:
         message = f"needs tiles of two classes or more; got only {str(classes[0])!r}"
         raise LabelledDataError(tiles.path, f"{message}. Add tiles of another class.")
-    name, count = np.unique(tiles.file_N, return_counts=True)
+    plain = [os.path.normpath(file) for file in tiles.file_N]  # ./a.png is a.png
+    name, count = np.unique(plain, return_counts=True)
     if count.max() > 1:
         message = f"needs each file once; got {name[count.argmax()]} {count.max()} times"
         raise LabelledDataError(tiles.path, f"{message}. Keep one row of it.")
