@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import csv
 import logging
+import time
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,15 @@ from anlage import samples
 from anlage.errors import CatalogueError
 from anlage.slides import index
 from anlage.slides.catalogue import Catalogue
-from anlage.slides.index import IndexResult, Refused, index_slides, read_refused
+from anlage.slides.index import (
+    IndexResult,
+    Refused,
+    catalogue_of,
+    index_slides,
+    kept_catalogue,
+    read_refused,
+)
+from anlage.slides.mask_store import masks_path
 
 ORIGINAL_OPEN = index.open_slide
 
@@ -276,3 +285,38 @@ def test_every_file_of_the_shared_data_is_indexed_or_refused(
     for row in result.catalogue.rows():
         assert result.catalogue.mask(row.slide_id).mask.any()
         assert max(result.catalogue.thumbnail(row.slide_id).shape[:2]) <= 512
+
+
+def test_a_full_disk_is_told_before_every_slide_was_examined(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for i in range(30):
+        (tmp_path / f"{i}.tif").touch()
+    examined = []
+
+    def slow(work: object, _: float) -> str:
+        examined.append(work)
+        time.sleep(0.01)
+        return "no slide"
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(index, "_examine_or_refuse", slow)
+    monkeypatch.setattr(index._Intake, "take", full)
+    with pytest.raises(OSError, match="No space left"):
+        index_slides([tmp_path], tmp_path / "slides.parquet")
+    assert len(examined) < 10
+
+
+def test_a_catalogue_is_kept_once_its_masks_are_there(tmp_path: Path) -> None:
+    """kill -9 between the table and its masks: the slides are indexed again."""
+    catalogue = make_catalogue(tmp_path)
+    kept = kept_catalogue(catalogue.path)
+    assert kept is not None
+    assert kept[0].fingerprint == catalogue.fingerprint
+    write_slide(tmp_path / "later.tif", seed=9)
+    assert len(catalogue_of(tmp_path, folder=tmp_path, keep=True)[0]) == 3
+    masks_path(catalogue.path).unlink()
+    assert kept_catalogue(catalogue.path) is None
+    assert len(catalogue_of(tmp_path, folder=tmp_path, keep=True)[0]) == 4

@@ -210,9 +210,12 @@ def _examine_all(work: Sequence[_Work], mask_mpp: float) -> Iterator[tuple[_Work
         ThreadPoolExecutor(N_THREADS) as pool,
     ):
         outcomes = pool.map(lambda item: _examine_or_refuse(item, mask_mpp), work)
-        for item, outcome in zip(work, outcomes, strict=True):
-            yield item, outcome
-            progress.advance(note=item.slide_id)
+        try:
+            for item, outcome in zip(work, outcomes, strict=True):
+                yield item, outcome
+                progress.advance(note=item.slide_id)
+        finally:  # a full disk is told at once, not after all slides were examined
+            pool.shutdown(wait=False, cancel_futures=True)
 
 
 def _examine_or_refuse(work: _Work, mask_mpp: float) -> _Examined | str:
