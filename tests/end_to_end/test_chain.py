@@ -75,6 +75,7 @@ def test_demo_killed_in_training_and_in_embedding_gives_the_same_numbers(tmp_pat
         while not sign.exists() and process.poll() is None:
             assert time.monotonic() < deadline
             time.sleep(0.005)
+        assert process.poll() is None, "the demo ended before it could be killed"
         process.send_signal(signal.SIGKILL)
         process.wait()
         assert not (killed / "report.html").exists()

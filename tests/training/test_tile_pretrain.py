@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -240,6 +241,16 @@ def test_a_finished_run_is_left_as_it_is(
     assert result.is_finished
     assert all(torch.equal(tensor, before[name]) for name, tensor in weights(straight).items())
     assert load_encoder(straight / "encoder").config.provenance == made_by
+
+
+def test_a_run_killed_between_its_last_checkpoint_and_its_encoder_gets_it_on_resume(
+    straight: Path, catalogue: Catalogue, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(straight, run, ignore=shutil.ignore_patterns("encoder"))
+    assert pretrain_tiles(micro_config("steps=10"), catalogue, run, resume=True).is_finished
+    made, meant = load_encoder(run / "encoder"), load_encoder(straight / "encoder")
+    assert made.fingerprint == meant.fingerprint
 
 
 @pytest.mark.parametrize(
