@@ -73,11 +73,16 @@ def _ask(git: str, checkout: Path, *arguments: str) -> str:
 
 
 def machine() -> dict[str, Any]:
-    """The machine in words: platform, processor, cores, memory, GPUs; no host name, no path."""
+    """The machine in words: platform, processor, cores, memory, GPUs; no host name, no path.
+
+    With the threads torch computes in, since sums over other numbers of threads differ in their
+    last bits.
+    """
     return {
         "platform": f"{platform.system()} {platform.machine()}",
         "cpu": _cpu(),
         "n_cores": os.cpu_count(),
+        "n_threads": _n_threads(),
         "memory_gib": _memory_gib(),
         "gpus": _gpus(),
     }
@@ -97,6 +102,12 @@ def _memory_gib() -> float | None:
         return round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1)
     except (ValueError, OSError):
         return None
+
+
+def _n_threads() -> int:
+    import torch
+
+    return torch.get_num_threads()
 
 
 def _gpus() -> list[str]:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 from small_catalogue import make_catalogue
 
-from anlage.training.run_record import resumed_record, run_record
+from anlage.training.run_record import compare_records, resumed_record, run_record
 from micro_recipe import micro_config
 
 
@@ -30,3 +31,16 @@ def test_a_resumed_run_names_what_changed_since_it_began(tmp_path: Path) -> None
     assert resumed_record(once, upgraded, step=5) == once
     twice = resumed_record(once, began, step=7)
     assert [e["step"] for e in twice["resumed"]] == [3, 7]
+
+
+def test_another_number_of_threads_is_told_on_resume(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    record = run_record(micro_config(), make_catalogue(tmp_path))
+    assert record["machine"]["n_threads"] == torch.get_num_threads()
+    compare_records(tmp_path, old=record, new=record)
+    assert not caplog.records
+    other = record | {"machine": record["machine"] | {"n_threads": 7}}
+    compare_records(tmp_path, old=record, new=other)
+    assert "'n_threads': 7" in caplog.text
+    assert "last bits" in caplog.text

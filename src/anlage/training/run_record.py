@@ -98,8 +98,10 @@ def compare_records(run_dir: Path, *, old: Mapping[str, Any], new: Mapping[str, 
             "needs the slides it began with; the catalogue has changed. Start a new run folder, "
             "or restore the catalogue.",
         )
-    if old["versions"] != new["versions"]:
-        LOGGER.warning("%s began with %s; now %s", run_dir, old["versions"], new["versions"])
+    for name in ("versions", "machine"):
+        if old[name] != new[name]:
+            told = "%s began with %s %s; now %s: numbers may differ in their last bits"
+            LOGGER.warning(told, run_dir, name, old[name], new[name])
 
 
 def resumed_record(old: Mapping[str, Any], new: Mapping[str, Any], *, step: int) -> dict[str, Any]:
