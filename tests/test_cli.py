@@ -78,6 +78,14 @@ def test_index_names_what_it_refuses_and_ends_with_three(tmp_path: Path) -> None
     assert (tmp_path / "slides.parquet").exists()
 
 
+def test_index_without_a_usable_slide_says_that_nothing_was_written(tmp_path: Path) -> None:
+    (tmp_path / "empty.svs").touch()
+    run = anlage("index", tmp_path, "-o", tmp_path / "slides.parquet")
+    assert run.returncode == 3
+    assert "nothing written, 1 refused" in run.stdout
+    assert not (tmp_path / "slides.parquet").exists()
+
+
 def test_a_missing_catalogue_is_one_line_and_one(tmp_path: Path) -> None:
     missing = tmp_path / "none.parquet"
     run = anlage("embed", "tiles", "--encoder", tmp_path, "--slides", missing, "-o", tmp_path / "b")

@@ -109,7 +109,8 @@ def index(
         print(f"label without a slide: {name}")
     for name in result.slides_without_labels:
         print(f"slide without a label: {name}")
-    print(f"{result.n_accepted} slides in {output}, {len(result.refused)} refused")
+    written = f"{result.n_accepted} slides in {output}" if result.catalogue else "nothing written"
+    print(f"{written}, {len(result.refused)} refused")
     _exit_by(result.refused)
 
 
