@@ -107,6 +107,7 @@ def test_demo_refuses_a_folder_that_is_not_its_own(tmp_path: Path) -> None:
     assert run.returncode == 1
     assert "holds no demo" in run.stderr
     assert (tmp_path / "thesis.txt").read_text() == "mine"
+    assert [f.name for f in tmp_path.iterdir()] == ["thesis.txt"]
 
 
 @pytest.mark.parametrize("command", [c for c in COMMANDS if len(c) == 1], ids="-".join)

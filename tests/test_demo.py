@@ -26,7 +26,6 @@ def no_chain(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_demo_killed_while_it_claimed_its_folder_goes_on(tmp_path: Path) -> None:
     """kill -9 between the first byte of demo.json and its rename leaves a part beside it."""
-    (tmp_path / "anlage.log").write_text("started")
     (tmp_path / ".demo.json.0123abcd.part").write_text('{"vers')
     with pytest.raises(ChainBeginsError):
         run_demo(tmp_path, seed=3)

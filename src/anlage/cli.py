@@ -74,8 +74,9 @@ def demo(
     ] = None,
 ) -> None:
     """Run the whole chain on bundled real slides, from slides to a report; resumes if stopped."""
-    from anlage.demo import run_demo
+    from anlage.demo import claim_folder, run_demo
 
+    claim_folder(out, seed=seed, steps=steps, slides=slides)
     _log_to(out / "anlage.log")
     result = run_demo(out, seed=seed, steps=steps, slides=slides)
     _name_refused(result.refused)

@@ -73,8 +73,7 @@ def run_demo(
     from anlage.training.tile_pretrain import pretrain_tiles
 
     out = Path(out)
-    settings = _settings(seed, steps, slides)
-    _claim(out, settings)
+    claim_folder(out, seed=seed, steps=steps, slides=slides)
     catalogue, refused = _catalogue(out, slides)
     config = _config(catalogue, seed=seed, steps=steps)
     run = pretrain_tiles(config, catalogue, out / "run", resume=True)
@@ -87,16 +86,18 @@ def run_demo(
     return DemoResult(page, run.steps, everyone, tuple(scores.summary()))
 
 
-def _settings(seed: int, steps: int | None, slides: Sequence[Path | str] | None) -> dict[str, Any]:
-    named = None if slides is None else [str(Path(s).absolute()) for s in slides]
-    return {"version": __version__, "seed": seed, "steps": steps, "slides": named}
+def claim_folder(
+    out: Path, *, seed: int, steps: int | None, slides: Sequence[Path | str] | None
+) -> None:
+    """Take a folder for a demo of these settings; nothing in it is touched if it is refused.
 
-
-def _claim(out: Path, settings: dict[str, Any]) -> None:
-    """Take the folder for these settings, or refuse if it was begun with others."""
+    Raises:
+        AnlageError: If ``out`` holds a demo of other settings, or anything else.
+    """
+    settings = _settings(seed, steps, slides)
     path = out / "demo.json"
     if not path.exists():
-        begun = ("anlage.log", ".demo.json.")  # what is there if it was killed before demo.json
+        begun = ".demo.json."  # is there if it was killed before demo.json was
         if out.exists() and not all(f.name.startswith(begun) for f in out.iterdir()):
             raise AnlageError(out, "is not empty and holds no demo. Name another --out.")
         write_json_whole(path, settings)
@@ -109,6 +110,11 @@ def _claim(out: Path, settings: dict[str, Any]) -> None:
     if changed:
         told = "; ".join(f"{k} was {before.get(k)!r}, is now {settings[k]!r}" for k in changed)
         raise AnlageError(out, f"holds a demo of other settings ({told}). Name another --out.")
+
+
+def _settings(seed: int, steps: int | None, slides: Sequence[Path | str] | None) -> dict[str, Any]:
+    named = None if slides is None else [str(Path(s).absolute()) for s in slides]
+    return {"version": __version__, "seed": seed, "steps": steps, "slides": named}
 
 
 def _catalogue(
