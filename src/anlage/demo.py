@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from anlage import __version__, samples
 from anlage.errors import AnlageError
 from anlage.files import write_json_whole
+from anlage.folder_lock import LOCK, lock_folder
 from anlage.recipe import load_recipe
 
 if TYPE_CHECKING:
@@ -65,15 +66,26 @@ def run_demo(
         The report's path and the scores, or how far a stopped run came.
 
     Raises:
-        AnlageError: If ``out`` holds a demo of other settings, or no slide is usable.
+        AnlageError: If ``out`` holds a demo of other settings, another process runs its demo, or
+            no slide is usable.
     """
+    out = Path(out)
+    claim_folder(out, seed=seed, steps=steps, slides=slides)
+    held = AnlageError(out, "another demo is running in this folder. Wait, or name another --out.")
+    with lock_folder(out, held=held):
+        claim_folder(out, seed=seed, steps=steps, slides=slides)  # another's may have come between
+        return _run_chain(out, seed=seed, steps=steps, slides=slides)
+
+
+def _run_chain(
+    out: Path, *, seed: int, steps: int | None, slides: Sequence[Path | str] | None
+) -> DemoResult:
+    """Every stage in its order, in a folder that is ours."""
     from anlage.embedding.embed_tiles import embed_tiles
     from anlage.evaluation.evaluate import evaluate_encoder
     from anlage.report.write import write_report
     from anlage.training.tile_pretrain import pretrain_tiles
 
-    out = Path(out)
-    claim_folder(out, seed=seed, steps=steps, slides=slides)
     catalogue, refused = _catalogue(out, slides)
     config = _config(catalogue, seed=seed, steps=steps)
     run = pretrain_tiles(config, catalogue, out / "run", resume=True)
@@ -97,7 +109,7 @@ def claim_folder(
     settings = _settings(seed, steps, slides)
     path = out / "demo.json"
     if not path.exists():
-        begun = ".demo.json."  # is there if it was killed before demo.json was
+        begun = (".demo.json.", LOCK)  # is there if it was killed before demo.json was
         if out.exists() and not all(f.name.startswith(begun) for f in out.iterdir()):
             raise AnlageError(out, "is not empty and holds no demo. Name another --out.")
         write_json_whole(path, settings)

@@ -173,6 +173,28 @@ def test_kill_nine_between_checkpoints_and_resume_is_bit_identical(
     assert_same_run(straight, run)
 
 
+def test_a_run_has_one_writer(straight: Path, catalogue: Catalogue, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(straight, run)
+    program = (
+        "import sys, time\n"
+        "from anlage.folder_lock import lock_folder\n"
+        "with lock_folder(sys.argv[1], held=RuntimeError()):\n"
+        "    print('locked', flush=True)\n"
+        "    time.sleep(60)\n"
+    )
+    first = subprocess.Popen([sys.executable, "-c", program, str(run)], stdout=subprocess.PIPE)
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    with first:
+        assert first.stdout is not None
+        assert first.stdout.readline() == b"locked\n"
+        with pytest.raises(CheckpointError, match="another process is training in this folder"):
+            pretrain_tiles(micro_config("steps=10"), catalogue, run, resume=True, device="cpu")
+        assert {path: path.read_bytes() for path in before} == before
+        first.kill()
+    assert pretrain_tiles(micro_config("steps=10"), catalogue, run, resume=True).is_finished
+
+
 def test_nan_stops_before_the_weights_and_names_the_tile(
     catalogue: Catalogue, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

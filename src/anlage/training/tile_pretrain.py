@@ -15,7 +15,8 @@ from torch import Tensor
 
 from anlage.encoders.folder import EncoderConfig, save_encoder
 from anlage.encoders.tile_encoder import torch_device
-from anlage.errors import CatalogueError, TrainingError
+from anlage.errors import CatalogueError, CheckpointError, TrainingError
+from anlage.folder_lock import lock_folder
 from anlage.probes.unsupervised import rankme
 from anlage.progress import meter
 from anlage.slides.catalogue import Catalogue
@@ -135,16 +136,33 @@ def pretrain_tiles(
     Raises:
         DeviceError: If there is no such device here.
         CatalogueError: If no slide is left after the choice of split.
-        CheckpointError: If ``run_dir`` has a run and ``resume`` is false, or the run was made by
-            another configuration or catalogue.
+        CheckpointError: If ``run_dir`` has a run and ``resume`` is false, the run was made by
+            another configuration or catalogue, or another process is training in it.
         TrainingError: If a loss is not finite (before any weight changes), or tiles cannot be read.
     """
     run_dir, place = Path(run_dir), torch_device(device)
     slides = _usable_slides(config, catalogue)
     record = run_record(config, slides)
-    _claim(run_dir, record, resume=resume)
-    training = _fresh(config, run_dir, record, device=place)
-    newest = load_newest_checkpoint(run_dir / "checkpoints") if resume else None
+    if not resume:
+        refuse_existing_run(run_dir)  # before anything in it is touched
+    held = "another process is training in this folder. Wait for its end, or name another folder."
+    with lock_folder(run_dir, held=CheckpointError(run_dir, held)):
+        _claim(run_dir, record, resume=resume)
+        training = _fresh(config, run_dir, record, device=place)
+        if resume:
+            _go_on(training, record)
+        if training.step < config.steps:
+            _train(training, slides, threads=threads)
+        else:
+            _save_encoder(training)
+    finished = training.step >= config.steps
+    return PretrainResult(run_dir, run_dir / "encoder", training.step, finished)
+
+
+def _go_on(training: Training, record: Mapping[str, Any]) -> None:
+    """Take over the newest checkpoint, if there is one."""
+    config, run_dir = training.config, training.run_dir
+    newest = load_newest_checkpoint(run_dir / "checkpoints")
     if newest is not None:
         step, state, provenance = newest
         compare_records(run_dir, old=provenance, new=record)
@@ -153,12 +171,6 @@ def pretrain_tiles(
         if step < config.steps:
             training.record = resumed_record(provenance, record, step=step)
         LOGGER.info("resuming %s after step %d of %d", run_dir, step, config.steps)
-    if training.step < config.steps:
-        _train(training, slides, threads=threads)
-    else:
-        _save_encoder(training)
-    finished = training.step >= config.steps
-    return PretrainResult(run_dir, run_dir / "encoder", training.step, finished)
 
 
 def _train(training: Training, slides: Catalogue, *, threads: int) -> None:
