@@ -243,6 +243,34 @@ def test_resume_with_another_recipe_or_catalogue_is_refused(
         )
 
 
+def test_a_run_that_failed_before_its_first_step_goes_on_with_a_corrected_recipe(
+    straight: Path, catalogue: Catalogue, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It began with nothing, so its folder is not bound to the recipe that failed."""
+    run, wrong = tmp_path / "run", micro_config("steps=10", "tiles.magnifications={0.01: 1.0}")
+    with pytest.raises(TrainingError, match="needs a slide that gives"):
+        pretrain_tiles(wrong, catalogue, run, device="cpu")
+    with pytest.raises(CheckpointError, match="--resume"):
+        pretrain_tiles(micro_config("steps=10"), catalogue, run, device="cpu")
+    pretrain_tiles(micro_config("steps=10"), catalogue, run, resume=True, device="cpu")
+    assert "did no step; its run.json is replaced" in caplog.text
+    assert json.loads((run / "run.json").read_text()) == json.loads(
+        (straight / "run.json").read_text()
+    )
+    assert_same_run(straight, run)
+
+
+@pytest.mark.parametrize("left", ["metrics.jsonl", "checkpoints"])
+def test_a_run_with_a_step_or_a_checkpoint_keeps_its_record(
+    straight: Path, catalogue: Catalogue, tmp_path: Path, left: str
+) -> None:
+    run = tmp_path / "run"
+    others = {"metrics.jsonl", "checkpoints"} - {left}
+    shutil.copytree(straight, run, ignore=shutil.ignore_patterns(*others))
+    with pytest.raises(CheckpointError, match="steps was 10, is now 12"):
+        pretrain_tiles(micro_config("steps=12"), catalogue, run, resume=True, device="cpu")
+
+
 def test_no_slide_of_the_split_is_refused_before_anything_is_written(
     catalogue: Catalogue, tmp_path: Path
 ) -> None:

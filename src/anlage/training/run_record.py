@@ -79,6 +79,14 @@ def refuse_existing_run(run_dir: Path) -> None:
         raise CheckpointError(run_dir, message)
 
 
+def has_begun(run_dir: Path) -> bool:
+    """Whether a run did a step or saved a checkpoint, whole or damaged, so that it is bound."""
+    metrics = run_dir / "metrics.jsonl"
+    return any((run_dir / "checkpoints").glob("step-*")) or (
+        metrics.exists() and metrics.stat().st_size > 0
+    )
+
+
 def compare_records(run_dir: Path, *, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
     """Refuse to resume a run with another recipe or other slides, naming what differs.
 

@@ -31,6 +31,7 @@ from anlage.training.optimizer import build_optimizer, clip_gradients, set_rates
 from anlage.training.precision import autocast_dtype
 from anlage.training.run_record import (
     compare_records,
+    has_begun,
     read_record,
     refuse_existing_run,
     resumed_record,
@@ -326,10 +327,12 @@ def _claim(run_dir: Path, record: Mapping[str, Any], *, resume: bool) -> None:
     if not resume:
         refuse_existing_run(run_dir)
     old = read_record(run_dir)
-    if old is None:
-        write_record(run_dir, record)
-    else:
+    if old is not None and has_begun(run_dir):
         compare_records(run_dir, old=old, new=record)
+        return
+    if old is not None and old != record:
+        LOGGER.warning("%s did no step; its run.json is replaced by this run's", run_dir)
+    write_record(run_dir, record)
 
 
 def _fresh(
