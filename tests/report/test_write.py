@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from anlage.errors import AnlageError
+from anlage.report.contents import open_contents
 from anlage.report.write import write_report
 from anlage.slides.catalogue import Catalogue
 from anlage.slides.index import index_slides
@@ -148,6 +149,14 @@ def test_a_damaged_part_is_named_and_the_rest_is_shown(chain, take_apart):
     assert "Cannot be read" in parts.text
     assert {"training", "provenance"} <= parts.ids
     assert "no thumbnail" in parts.text
+
+
+def test_an_encoder_whose_replacement_was_interrupted_is_found(chain):
+    """A kill between the two renames leaves the encoder before it under a name of its own."""
+    (chain / "run" / "encoder").rename(chain / "run" / ".encoder.replaced")
+    assert open_contents(chain).missing == []
+    assert open_contents(chain / "run").encoder is not None
+    assert open_contents(chain / "run" / "encoder").encoder is not None
 
 
 def test_slides_gone_leave_the_rest(chain, take_apart):

@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from anlage.encoders.folder import load_encoder
+from anlage.encoders.folder import CONFIG, load_encoder
+from anlage.encoders.folder_replacement import whole_folder
 from anlage.encoders.tile_encoder import TileEncoder
 from anlage.errors import AnlageError
 from anlage.evaluation.result import EvaluationResult, read_result
@@ -89,7 +90,7 @@ def open_contents(folder: Path) -> Contents:
     run_path = _first(folder / "run" / "run.json", folder / "run.json")
     run_dir = run_path.parent if run_path else folder
     metrics_path = _first(run_dir / "metrics.jsonl")
-    encoder_path = _first(run_dir / "encoder" / "config.json", folder / "config.json")
+    encoder_path = _encoder_folder(run_dir / "encoder", folder)
     result_path = _first(folder / "scores" / "result.json", folder / "result.json")
     embedding_path = _first(folder / "bags" / "embedding.json", folder / "embedding.json")
     contents = Contents(
@@ -146,8 +147,13 @@ def _read_run(path: Path) -> dict[str, Any] | None:
     return record
 
 
-def _load_encoder(config: Path) -> TileEncoder:
-    return load_encoder(config.parent, device="auto")
+def _encoder_folder(*candidates: Path) -> Path | None:
+    is_there = (folder for folder in candidates if (whole_folder(folder) / CONFIG).is_file())
+    return next(is_there, None)
+
+
+def _load_encoder(folder: Path) -> TileEncoder:
+    return load_encoder(folder, device="auto")
 
 
 def _bags(folder: Path) -> dict[str, Path]:
