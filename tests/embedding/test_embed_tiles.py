@@ -221,6 +221,66 @@ def test_record_says_what_was_done_by_what(slides, catalogue, encoder_folder, tm
     assert socket.gethostname() not in text
 
 
+def read_record(bags):
+    return json.loads((bags / "embedding.json").read_text())
+
+
+def test_a_run_with_nothing_to_do_keeps_the_record(
+    catalogue, encoder_folder, tmp_path, monkeypatch
+):
+    embed_tiles(encoder_folder, catalogue, tmp_path / "bags")
+    before = (tmp_path / "bags" / "embedding.json").read_bytes()
+    monkeypatch.setattr("anlage.embedding.embed_tiles.git_commit", lambda: "f" * 40)
+    assert embed_tiles(encoder_folder, catalogue, tmp_path / "bags").done == []
+    assert (tmp_path / "bags" / "embedding.json").read_bytes() == before
+
+
+def test_a_record_tells_of_every_run_that_made_the_bags(
+    slides, catalogue, encoder_folder, tmp_path, monkeypatch
+):
+    bags = tmp_path / "bags"
+    commits = iter("123")
+    monkeypatch.setattr("anlage.embedding.embed_tiles.git_commit", lambda: next(commits))
+    for name in "cd":
+        (slides / f"{name}.tif").rename(slides / f"{name}.hidden")
+    first = embed_tiles(encoder_folder, catalogue, bags)
+    (slides / "c.hidden").rename(slides / "c.tif")
+    second = embed_tiles(encoder_folder, catalogue, bags)
+    (slides / "d.hidden").rename(slides / "d.tif")
+    third = embed_tiles(encoder_folder, catalogue, bags)
+    record = read_record(bags)
+    assert (sorted(record["done"]), record["empty"]) == (["a", "b", "c", "d"], ["bb"])
+    assert (record["skipped"], record["refused"]) == ([], [])
+    assert record["n_tiles"] == first.n_tiles + second.n_tiles + third.n_tiles
+    assert record["commit"] == "3"
+    told = [(sorted(r["done"]), r["empty"], r["n_tiles"], r["commit"]) for r in record["runs"]]
+    assert told == [
+        (["a", "b"], ["bb"], first.n_tiles, "1"),
+        (["c"], [], second.n_tiles, "2"),
+        (["d"], [], third.n_tiles, "3"),
+    ]
+
+
+def test_bags_of_a_killed_run_are_named_as_skipped(catalogue, encoder_folder, tmp_path):
+    """It left no record of them; nor does a broken record tell anything."""
+    embed_tiles(encoder_folder, catalogue, tmp_path / "bags")
+    (tmp_path / "bags" / "embedding.json").write_text('{"form')
+    (tmp_path / "bags" / "c.h5").unlink()
+    embed_tiles(encoder_folder, catalogue, tmp_path / "bags")
+    record = read_record(tmp_path / "bags")
+    assert (record["done"], record["skipped"]) == (["c"], ["a", "b", "bb", "d"])
+
+
+def test_another_catalogue_of_the_same_bags_is_named(catalogue, encoder_folder, tmp_path):
+    embed_tiles(encoder_folder, catalogue, tmp_path / "bags")
+    fewer = catalogue.select(slide_id="a")
+    embed_tiles(encoder_folder, fewer, tmp_path / "bags")
+    record = read_record(tmp_path / "bags")
+    assert record["catalogue_fingerprint"] == fewer.fingerprint
+    assert record["runs"][0]["catalogue_fingerprint"] == catalogue.fingerprint
+    assert record["done"] == ["a"]
+
+
 def test_a_catalogue_without_slides(catalogue, encoder_folder, tmp_path):
     nothing = catalogue.select(slide_id="no such slide")
     result = embed_tiles(encoder_folder, nothing, tmp_path / "bags")

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from anlage.bags.store import Bag, write_bag
+from anlage.embedding.embed_record import write_embed_record
 from anlage.embedding.read_ahead import ReadBatch, TileReadAhead
 from anlage.embedding.slide_plan import (
     Plan,
@@ -29,7 +30,6 @@ from anlage.encoders.embed_batch import embed_batches
 from anlage.encoders.folder import load_encoder
 from anlage.encoders.tile_encoder import Precision, TileEncoder
 from anlage.errors import BagError
-from anlage.files import write_json_whole
 from anlage.progress import Meter, meter
 from anlage.provenance import git_commit, machine, versions
 from anlage.slides.catalogue import Catalogue
@@ -37,7 +37,6 @@ from anlage.slides.discovery import Refused
 from anlage.tiles.spec import TileSpec
 
 LOGGER = logging.getLogger(__name__)
-RECORD = "embedding.json"
 STALE_AFTER_S = 3600.0
 MAX_PENDING_WRITES = 2
 
@@ -81,7 +80,8 @@ def embed_tiles(
 
     Writes ``<slide_id>.h5`` for each slide, whole, as soon as it is complete, and
     ``embedding.json`` at the end. A bag that is already there is kept if it is what this run
-    would make, so the same command goes on after a stop of any kind.
+    would make, so the same command goes on after a stop of any kind; the record then tells of
+    the runs before it too, and stays as it is where nothing was to do.
 
     Args:
         encoder: An encoder, or the folder of one.
@@ -131,7 +131,7 @@ def embed_tiles(
         "started": started.isoformat(timespec="seconds"),
         "seconds": round(time.monotonic() - began, 2),
     }
-    write_json_whole(output / RECORD, record)
+    write_embed_record(output, record, had_work=bool(plan.todo))
     return result
 
 
