@@ -112,6 +112,17 @@ def test_the_same_seed_gives_the_same_run_and_another_seed_another(
     assert metrics(tmp_path / "other") != metrics(straight)
 
 
+def test_training_leaves_the_callers_random_numbers_alone(
+    straight: Path, catalogue: Catalogue, tmp_path: Path
+) -> None:
+    """Nor do they change it: stochastic depth draws from a generator of its own."""
+    torch.manual_seed(77)
+    before = torch.get_rng_state()
+    pretrain_tiles(micro_config("steps=10"), catalogue, tmp_path / "run", device="cpu")
+    assert torch.equal(torch.get_rng_state(), before)
+    assert_same_run(straight, tmp_path / "run")
+
+
 def test_a_signal_stops_after_a_step_and_resume_is_bit_identical(
     straight: Path, catalogue: Catalogue, tmp_path: Path
 ) -> None:

@@ -68,6 +68,7 @@ def step_loss(
     objective: Objective,
     teacher_temperature: float,
     centers: Mapping[str, Tensor],
+    generator: torch.Generator | None = None,
 ) -> StepLoss:
     """Forward passes of teacher and student over all views, and the loss.
 
@@ -84,6 +85,8 @@ def step_loss(
         objective: Weights, temperatures and the kind of targets.
         teacher_temperature: Temperature of the teacher's softmax at this step.
         centers: ``cls`` and ``patch`` centres, (P,) each; used under centering only.
+        generator: Randomness of the student's stochastic depth, on the views' device; None for
+            torch's global one.
 
     Returns:
         The loss and what the log wants to know.
@@ -103,7 +106,7 @@ def step_loss(
         temperature=teacher_temperature,
         centers=centers,
     )
-    cls_BD, student_cls, student_patches = _learn(student, views, masks)
+    cls_BD, student_cls, student_patches = _learn(student, views, masks, generator)
     per_tile_B = dino_loss(
         student_cls.view(-1, n_tiles, student_cls.shape[1]),
         target.cls_GBP.view(-1, n_tiles, student_cls.shape[1]),
@@ -133,14 +136,18 @@ def step_loss(
 
 
 def _learn(
-    student: EncoderWithHead, views: tuple[Tensor, Tensor], masks: Tensor
+    student: EncoderWithHead,
+    views: tuple[Tensor, Tensor],
+    masks: Tensor,
+    generator: torch.Generator | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The student's CLS embeddings of the global views, and logits of CLS and masked patches."""
     global_views, local_views = views
     if len(local_views):
-        outputs = student.encoder([global_views, local_views], [masks, None])
+        images, hidden = [global_views, local_views], [masks, None]
     else:
-        outputs = student.encoder([global_views], [masks])
+        images, hidden = [global_views], [masks]
+    outputs = student.encoder(images, hidden, generator=generator)
     cls_tokens = torch.cat([output.cls_BD for output in outputs])
     logits = student.head(torch.cat([cls_tokens, outputs[0].patches_BND[masks]]))
     return outputs[0].cls_BD, logits[: len(cls_tokens)], logits[len(cls_tokens) :]

@@ -229,7 +229,6 @@ def train_step(training: Training, batch: TileBatch) -> dict[str, float]:
         weight_decay=ramp_value(config.optimizer.weight_decay, step, steps=config.steps),
         prototypes_frozen=step < config.optimizer.freeze_prototypes * config.steps,
     )
-    torch.manual_seed(config.seed * 1_000_003 + step)  # stochastic depth, the only torch draw
     loss = _forward(training, batch)
     _stop_if_not_finite(training, batch, loss)
     training.optimizer.zero_grad(set_to_none=True)
@@ -274,6 +273,7 @@ def _forward(training: Training, batch: TileBatch) -> StepLoss:
         ratio=config.objective.mask_ratio,
     ).to(device)
     mean, std = (torch.tensor(v, device=device).view(3, 1, 1) for v in (config.mean, config.std))
+    dropped = torch.Generator(device).manual_seed(config.seed * 1_000_003 + training.step)
     dtype = autocast_dtype(config.precision, device)
     with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
         return step_loss(
@@ -285,6 +285,7 @@ def _forward(training: Training, batch: TileBatch) -> StepLoss:
                 config.objective.teacher_temperature, training.step, steps=config.steps
             ),
             centers=training.centers,
+            generator=dropped,
         )
 
 
