@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from anlage.errors import CheckpointError
 from anlage.training.log import MetricsLog, read_metrics
 
 
@@ -32,11 +33,16 @@ def test_a_last_line_cut_by_a_crash_is_left_out(tmp_path: Path) -> None:
     assert read_metrics(path) == [{"step": 0, "loss": 1.0}]
 
 
-def test_a_broken_line_before_the_last_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "broken", [b'{"step": 0', b"7", b'{"loss": 1.0}', b'{"step": "0"}', b"\xff\x00"]
+)
+def test_a_broken_line_before_the_last_is_refused(tmp_path: Path, broken: bytes) -> None:
     path = tmp_path / "metrics.jsonl"
-    path.write_text('{"step": 0\n{"step": 1}\n')
-    with pytest.raises(ValueError, match="line 1 is not"):
+    path.write_bytes(b'{"step": 0}\n' + broken + b'\n{"step": 1}\n')
+    with pytest.raises(CheckpointError, match=r"metrics.jsonl: line 2 needs .*Delete that line"):
         read_metrics(path)
+    with pytest.raises(CheckpointError, match="line 2 needs"):
+        MetricsLog(tmp_path, first_step=1)
 
 
 def test_tensorboard_is_written_where_installed(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from anlage.errors import CheckpointError
 from anlage.files import write_text_whole
 
 
@@ -66,18 +67,30 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
         One dict a step, in the order written.
 
     Raises:
-        ValueError: If a line before the last is not JSON.
+        CheckpointError: If a line before the last is not the metrics of a step.
     """
-    lines = path.read_text(encoding="utf-8").splitlines()
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     rows: list[dict[str, Any]] = []
-    for number, line in enumerate(lines):
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            if number != len(lines) - 1:
-                msg = f"read_metrics: {path} needs one JSON object a line; line {number + 1} is not"
-                raise ValueError(msg) from None
+    for number, line in enumerate(lines, 1):
+        row = _row(line)
+        if row is not None:
+            rows.append(row)
+        elif number < len(lines):
+            raise CheckpointError(
+                path,
+                f"line {number} needs one JSON object with its step; got {line[:40]!r}. "
+                "Delete that line to go on without it.",
+            )
     return rows
+
+
+def _row(line: str) -> dict[str, Any] | None:
+    """The metrics of one step; None if the line is broken."""
+    try:
+        row = json.loads(line)
+    except json.JSONDecodeError:
+        return None
+    return row if isinstance(row, dict) and isinstance(row.get("step"), int) else None
 
 
 def _is_finite(value: float) -> bool:
