@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -239,6 +240,26 @@ def test_nan_stops_before_the_weights_and_names_the_tile(
     for name, parameter in seen["training"].student.named_parameters():
         assert torch.equal(parameter, seen["before"][name]), name
     assert len(read_metrics(tmp_path / "run" / "metrics.jsonl")) == 2
+
+
+def test_embeddings_that_are_all_zero_are_told_and_do_not_end_the_run(
+    catalogue: Catalogue,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """A collapsed teacher is what RankMe is logged for."""
+    forward = tile_pretrain.step_loss
+
+    def collapsed(*args, **settings):
+        loss = forward(*args, **settings)
+        return replace(loss, teacher_cls=torch.zeros_like(loss.teacher_cls))
+
+    monkeypatch.setattr(tile_pretrain, "step_loss", collapsed)
+    result = pretrain_tiles(micro_config("steps=2"), catalogue, tmp_path / "run", device="cpu")
+    assert result.is_finished
+    assert [row["rankme"] for row in metrics(tmp_path / "run")] == [0, 0]
+    assert "the teacher's embeddings are all zero at step 0" in caplog.text
 
 
 def test_resume_with_another_recipe_or_catalogue_is_refused(

@@ -23,17 +23,17 @@ def rankme(embedding_ND: ArrayLike) -> float:
         embedding_ND: (N, D) embeddings. Use N well above D: the rank is at most min(N, D).
 
     Returns:
-        1 (collapsed to one direction) to min(N, D), up to the 1e-7.
+        1 (collapsed to one direction) to min(N, D), up to the 1e-7; 0 if all embeddings are zero,
+        which span no direction at all (the formula has no value there).
 
     Raises:
-        ValueError: If the array is unusable, or all zero.
+        ValueError: If the array is unusable.
 
     Source: Garrido et al. 2023, RankMe, arXiv:2210.02885, equation 1.
     """
     embedding = finite_embeddings("rankme", "embedding", embedding_ND, dtype=np.float64)
     singular = np.linalg.svd(embedding, compute_uv=False)
     if singular.sum() == 0:
-        msg = "rankme: needs an embedding that is not all zero; got zeros only. Check the encoder."
-        raise ValueError(msg)
+        return 0.0
     share = singular / singular.sum() + EPSILON
     return float(np.exp(-(share * np.log(share)).sum()))

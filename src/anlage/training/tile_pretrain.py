@@ -247,6 +247,9 @@ def train_step(training: Training, batch: TileBatch) -> dict[str, float]:
     update_teacher(training.teacher, training.student, momentum=momentum)
     training.centers = loss.centers
     training.step = step + 1
+    spread = rankme(loss.teacher_cls.float().cpu().numpy())
+    if spread == 0:
+        LOGGER.warning("the teacher's embeddings are all zero at step %d: it has collapsed", step)
     return {
         "loss": float(loss.total.detach()),
         **{f"loss_{name}": float(term) for name, term in loss.terms.items()},
@@ -254,7 +257,7 @@ def train_step(training: Training, batch: TileBatch) -> dict[str, float]:
         **{f"gradient_norm_{name}": float(norm) for name, norm in norms.items()},
         "teacher_momentum": momentum,
         "teacher_entropy": float(loss.target_entropy),
-        "rankme": rankme(loss.teacher_cls.float().cpu().numpy()),
+        "rankme": spread,
     }
 
 
