@@ -1,4 +1,5 @@
 import logging
+import warnings
 
 import numpy as np
 import pytest
@@ -82,6 +83,22 @@ def test_an_unfinished_solution_is_named(three_classes, monkeypatch, caplog) -> 
         prediction = linear_probe(*three_classes, cost=100)
     assert not prediction.has_converged
     assert "not converged after 1 iterations" in caplog.text
+
+
+def test_only_the_warning_of_convergence_is_taken(three_classes, monkeypatch) -> None:
+    """What else the solver has to say reaches the caller."""
+    fit = linear.LogisticRegression.fit
+
+    def warns(self, *args):
+        warnings.warn("this will change", FutureWarning, stacklevel=1)
+        warnings.warn("stopped early", linear.ConvergenceWarning, stacklevel=1)
+        return fit(self, *args)
+
+    monkeypatch.setattr(linear.LogisticRegression, "fit", warns)
+    with pytest.warns(FutureWarning, match="this will change") as seen:
+        prediction = linear_probe(*three_classes)
+    assert [str(warning.message) for warning in seen] == ["this will change"]
+    assert not prediction.has_converged
 
 
 @pytest.mark.parametrize("cost", [0, -1, np.nan, np.inf])

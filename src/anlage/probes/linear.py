@@ -64,7 +64,12 @@ def linear_probe(
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", ConvergenceWarning)
         classifier.fit(scaler.transform(train), label)
-    has_converged = not any(issubclass(item.category, ConvergenceWarning) for item in caught)
+    has_converged = True
+    for item in caught:
+        if issubclass(item.category, ConvergenceWarning):
+            has_converged = False
+        else:
+            warnings.warn_explicit(item.message, item.category, item.filename, item.lineno)
     if not has_converged:
         LOGGER.warning("linear_probe: not converged after %d iterations", MAX_ITERATIONS)
     scaled_test = scaler.transform(test)
