@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import json
 import os
 import subprocess
 import sys
@@ -9,9 +11,11 @@ from pathlib import Path
 
 import pytest
 from small_catalogue import write_slide
+from small_encoder import make_encoder
 
 from anlage import __version__, samples
 from anlage.cli import main
+from anlage.encoders.folder import save_encoder
 from micro_recipe import MICRO
 
 HEAVY = {"torch", "numpy", "pyarrow", "sklearn", "cv2", "openslide", "h5py", "jinja2", "PIL"}
@@ -94,6 +98,27 @@ def test_a_missing_catalogue_is_one_line_and_one(tmp_path: Path) -> None:
     assert "CatalogueError" in run.stderr
 
 
+def test_few_labelled_tiles_are_evaluated_with_fewer_neighbours(tmp_path: Path) -> None:
+    encoder = make_encoder()
+    save_encoder(tmp_path / "encoder", encoder.model, encoder.config)
+    bundled = samples.organ_tiles()
+    rows = list(csv.DictReader(bundled.open(encoding="utf-8")))
+    cases = [sorted({r["case"] for r in rows if r["label"] == c})[:2] for c in ("colon", "liver")]
+    lines = ["file,label,case"]
+    for case in (*cases[0], *cases[1]):
+        few = [row for row in rows if row["case"] == case][:3]
+        lines += [f"{bundled.parent / row['file']},{row['label']},{case}" for row in few]
+    (tmp_path / "few.csv").write_text("\n".join(lines))
+    command = ("evaluate", "--encoder", tmp_path / "encoder", "--data", tmp_path / "few.csv")
+    refused = anlage(*command, "-o", tmp_path / "scores")
+    assert refused.returncode == 1
+    assert "got k=20, and 9 tiles in split" in refused.stderr
+    assert "--neighbours 9" in refused.stderr
+    run = anlage(*command, "-o", tmp_path / "scores", "--neighbours", "9")
+    assert run.returncode == 0, run.stderr
+    assert json.loads((tmp_path / "scores" / "result.json").read_text())["settings"]["k"] == 9
+
+
 def test_report_of_an_empty_folder_says_what_it_looked_for(tmp_path: Path) -> None:
     run = anlage("report", tmp_path)
     assert run.returncode == 1
@@ -121,6 +146,7 @@ def test_help_is_one_screen(command: tuple[str, ...]) -> None:
         ("demo", "--seed", "-1"),
         ("demo", "--steps", "0"),
         ("evaluate", "--encoder", "e", "--data", "d", "-o", "o", "--seed", "4294967296"),
+        ("evaluate", "--encoder", "e", "--data", "d", "-o", "o", "--neighbours", "0"),
         ("index", "slides", "-o", "slides.parquet", "--mask-mpp", "0"),
     ],
     ids=" ".join,

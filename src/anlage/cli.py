@@ -201,12 +201,13 @@ def evaluate(
     seed: Annotated[
         int, typer.Option(min=0, max=MAX_SEED, help="Seed of resamples and untrained floor.")
     ] = 0,
+    neighbours: Annotated[int, typer.Option(min=1, help="k of the kNN probe.")] = 20,
 ) -> None:
     """Probe a frozen encoder on labelled tiles, split by case, beside honest floors."""
     from anlage.evaluation.evaluate import evaluate_encoder
 
     _log_to(output / "anlage.log")
-    result = evaluate_encoder(encoder, data, output, seed=seed)
+    result = evaluate_encoder(encoder, data, output, seed=seed, k=neighbours)
     for line in result.summary():
         print(line)
     print(f"result: {output / 'result.json'}")

@@ -79,7 +79,7 @@ def _splits(tiles: LabelledTiles, protocol: Protocol, seed: int) -> list[Split]:
 
 
 def _check(tiles: LabelledTiles, splits: Sequence[Split], k: int) -> None:
-    for split in splits:
+    for split in sorted(splits, key=lambda split: len(split.train)):
         classes = np.unique(tiles.label_N[split.train])
         if len(classes) < 2:
             message = f"needs two classes to train on; split {split.name} has {classes.tolist()}"
@@ -89,7 +89,8 @@ def _check(tiles: LabelledTiles, splits: Sequence[Split], k: int) -> None:
                 f"needs k from 1 to the train tiles of each split; got k={k}, and "
                 f"{len(split.train)} tiles in split {split.name}"
             )
-            raise LabelledDataError(tiles.path, f"{message}. Ask for a smaller k.")
+            remedy = f"Ask for at most {len(split.train)} (--neighbours {len(split.train)})"
+            raise LabelledDataError(tiles.path, f"{message}. {remedy}, or add tiles.")
     tested = {group for split in splits for group in tiles.group_N[split.test].tolist()}
     if len(tested) < 2:
         message = f"needs two {tiles.group_column}s or more to test on; got {len(tested)}"
