@@ -188,6 +188,23 @@ def test_labels_are_joined_and_what_does_not_match_is_named_both_ways(
     assert "2 of 3 slides count as a patient of their own" in caplog.text
 
 
+def test_a_label_of_another_folder_is_not_taken(tmp_path: Path) -> None:
+    """A/a.tif is labelled but damaged; its label must not go to another patient's B/a.tif."""
+    write_slide(tmp_path / "B" / "a.tif")
+    (tmp_path / "A").mkdir()
+    (tmp_path / "A" / "a.tif").write_bytes(b"damaged")
+    labels = write_labels(tmp_path / "labels.csv", [{"path": "A/a.tif", "patient_id": "p"}])
+    result = index_slides([tmp_path], tmp_path / "slides.parquet", labels=labels)
+    assert [(row.uri, row.patient_id) for row in result.catalogue.rows()] == [("B/a.tif", "a")]
+    assert (result.unmatched_labels, result.slides_without_labels) == ([], ["a"])
+    rows = [{"path": "A/b.tif", "patient_id": "p"}, {"path": "C/b.tif", "patient_id": "q"}]
+    write_slide(tmp_path / "D" / "b.tif")
+    labels = write_labels(tmp_path / "labels.csv", rows)
+    result = index_slides([tmp_path / "D"], tmp_path / "slides.parquet", labels=labels)
+    assert result.unmatched_labels == ["A/b.tif", "C/b.tif"]
+    assert result.slides_without_labels == ["b"]
+
+
 def test_an_mpp_in_the_labels_saves_a_slide_without_one(tmp_path: Path) -> None:
     write_slide(tmp_path / "a.tif", mpp=None)
     labels = write_labels(tmp_path / "labels.csv", [{"slide_id": "a", "mpp": 1.0}])

@@ -47,8 +47,38 @@ def test_rows_of_one_stem_are_told_apart_by_their_folders(tmp_path: Path) -> Non
         row = labels.of(Path("/data") / folder / "a.tif")
         assert row is not None
         assert row.values["grade"] == grade
-    with pytest.raises(CatalogueError, match=r"rows 'fine/a.tif' and 'coarse/a.tif' can both mean"):
-        labels.of(Path("/data/other/a.tif"))
+    assert labels.of(Path("/data/other/a.tif")) is None
+
+
+def test_rows_that_mean_a_file_equally_are_refused(tmp_path: Path) -> None:
+    rows = [{"path": "/old/fine/a.svs"}, {"path": "D:\\scans\\fine\\a.svs"}]
+    labels = read_labels(write_labels(tmp_path / "labels.csv", rows))
+    with pytest.raises(CatalogueError, match="rows .* and .* can both mean /new/fine/a.svs"):
+        labels.of(Path("/new/fine/a.svs"))
+
+
+@pytest.mark.parametrize(
+    ("written", "found", "is_meant"),
+    [
+        ("A/a.svs", "/data/B/a.svs", False),
+        ("A/a.svs", "/data/A/a.svs", True),
+        ("A/a.svs", "/data/A/a.tiff", True),
+        ("../A/a.svs", "/data/A/a.svs", True),
+        ("C/A/a.svs", "/data/B/A/a.svs", False),
+        ("slides/fullres/a.svs", "/shared/slides/fullres/a.svs", True),
+        ("/old/place/A/a.svs", "/data/A/a.svs", True),
+        ("D:\\scans\\A\\a.svs", "/data/A/a.svs", True),
+        ("/old/place/B/a.svs", "/data/A/a.svs", False),
+        ("a.svs", "/data/A/a.svs", True),
+    ],
+)
+def test_a_folder_counts_where_files_of_one_name_lie_in_several(
+    tmp_path: Path, written: str, found: str, is_meant: bool
+) -> None:
+    labels = read_labels(write_labels(tmp_path / "labels.csv", [{"path": written}]))
+    row = labels.of(Path(found), is_only=False)
+    assert (row is not None) == is_meant
+    assert labels.of(Path(found)) is not None  # there is no other file that it could mean
 
 
 def test_a_path_finds_a_slide_and_slide_id_names_it(tmp_path: Path) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import csv
 import io
 import logging
-from collections.abc import Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -81,8 +82,9 @@ def index_slides(
     output = Path(output).absolute()
     known = None if labels is None else read_labels(Path(labels))
     found, refused = find_slides(paths)
-    work = [_Work(slide, None if known is None else known.of(slide.path)) for slide in found]
-    unmatched = None if known is None else _unmatched(known, found, refused)
+    means = {} if known is None else _rows_of_files(known, found, refused)
+    work = [_Work(slide, means.get(slide.path)) for slide in found]
+    unmatched = None if known is None else _unmatched(known, means)
     intake = _Intake(output, refused)
     masks = masks_path(output)
     waiting = masks.with_name(f".{masks.name}.new")  # named last, after the table
@@ -180,14 +182,14 @@ class _Intake:
         self.output = output
         self.rows: list[dict[str, Any]] = []
         self.refused = [Refused(_uri(r.uri, output), r.reason) for r in refused]
-        self._taken: dict[str, Path] = {}
+        self.taken: dict[str, Path] = {}
 
     def take(self, work: _Work, outcome: _Examined | str, masks: MaskWriter) -> None:
         """Accept an examined slide, or refuse it for the reason that stands in its place."""
         path = work.slide.path
-        if not isinstance(outcome, str) and work.slide_id in self._taken:
+        if not isinstance(outcome, str) and work.slide_id in self.taken:
             outcome = (
-                f"slide_id {work.slide_id!r} is taken by {self._taken[work.slide_id]}. Rename one "
+                f"slide_id {work.slide_id!r} is taken by {self.taken[work.slide_id]}. Rename one "
                 "file, or give both an id in a labels file with columns path and slide_id."
             )
         if isinstance(outcome, str):
@@ -195,7 +197,7 @@ class _Intake:
             LOGGER.warning("refused %s: %s", path, outcome)
             self.refused.append(Refused(_uri(path, self.output), outcome))
             return
-        self._taken[work.slide_id] = path
+        self.taken[work.slide_id] = path
         labels = {} if work.label is None else dict(work.label.values)
         labels["patient_id"] = labels.get("patient_id") or work.slide_id
         named = {"slide_id": work.slide_id, "uri": _uri(path, self.output)}
@@ -272,7 +274,11 @@ def _measure(slide: SlideReader) -> dict[str, Any]:
 def _result(
     output: Path, intake: _Intake, work: Sequence[_Work], unmatched: list[str] | None
 ) -> IndexResult:
-    labelled = {item.slide_id for item in work if item.label is not None}
+    labelled = {
+        item.slide_id
+        for item in work
+        if item.label is not None and intake.taken.get(item.slide_id) == item.slide.path
+    }
     accepted = [str(row["slide_id"]) for row in intake.rows]
     n_own = sum(row["patient_id"] == row["slide_id"] for row in intake.rows)
     if n_own:
@@ -297,13 +303,22 @@ def _beside(slide: FoundSlide) -> list[Path]:
     return [file for file in slide.files[1:] if file.parent == slide.path.parent]
 
 
-def _unmatched(
+def _rows_of_files(
     labels: Labels, found: Sequence[FoundSlide], refused: Sequence[Refused]
-) -> list[str]:
-    """Names of the rows that mean none of the files found, usable or not."""
+) -> dict[Path, LabelRow]:
+    """Which row means which of the files found, usable or not."""
     files = [file for slide in found for file in (slide.path, *_beside(slide))]
     files += [Path(entry.uri) for entry in refused]
-    matched = {row.name for row in map(labels.of, files) if row is not None}
+    folders: dict[str, set[Path]] = defaultdict(set)
+    for file in files:
+        folders[slide_id_of(file)].add(file.parent)
+    rows = {f: labels.of(f, is_only=len(folders[slide_id_of(f)]) == 1) for f in files}
+    return {file: row for file, row in rows.items() if row is not None}
+
+
+def _unmatched(labels: Labels, means: Mapping[Path, LabelRow]) -> list[str]:
+    """Names of the rows that mean none of the files found."""
+    matched = {row.name for row in means.values()}
     return [row.name for row in labels.rows if row.name not in matched]
 
 

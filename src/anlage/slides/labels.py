@@ -8,6 +8,7 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path, PurePosixPath
 
 from anlage.errors import CatalogueError
@@ -58,15 +59,24 @@ class Labels:
             stem = row.name if row.path is None else slide_id_of(Path(row.path))
             self._by_stem[stem].append(row)
 
-    def of(self, path: Path) -> LabelRow | None:
-        """The row of a slide: its id is the file's stem, or its path ends as the file's does.
+    def of(self, path: Path, *, is_only: bool = True) -> LabelRow | None:
+        """The row of a slide: its id is the file's stem, or its path has that stem.
 
-        Where rows share a stem, the one whose folders agree furthest with the file's is meant.
+        Where several rows or files share a stem, a row that gives folders means only the files
+        that lie in them, and the row whose folders agree furthest with the file's is meant. The
+        folders of an absolute path, which may be another machine's, have to agree from the last
+        one on; those of a relative path all of them.
+
+        Args:
+            path: Absolute path of the slide.
+            is_only: No file in another folder has its stem.
 
         Raises:
             CatalogueError: If two rows agree equally.
         """
         candidates = self._by_stem.get(slide_id_of(path), [])
+        if len(candidates) > 1 or not is_only:
+            candidates = [row for row in candidates if _may_mean(row, path)]
         if len(candidates) < 2:
             return candidates[0] if candidates else None
         ranked = sorted(candidates, key=lambda row: _agreement(row, path), reverse=True)
@@ -79,16 +89,24 @@ class Labels:
         return ranked[0]
 
 
+def _may_mean(row: LabelRow, path: Path) -> bool:
+    """Whether the folders that a row gives, if any, are those of the file."""
+    folders = [] if row.path is None else [part for part in row.path.parts[:-1] if part != ".."]
+    if not folders:
+        return True
+    shared = _shared_end(folders, path.parent.parts)
+    is_absolute = folders[0] == "/" or folders[0].endswith(":")
+    return shared == len(folders) or (is_absolute and shared > 0)
+
+
 def _agreement(row: LabelRow, path: Path) -> int:
     """How many trailing parts of the row's path the file's path shares."""
-    if row.path is None:
-        return 0
-    shared = 0
-    for ours, theirs in zip(reversed(row.path.parts), reversed(path.parts), strict=False):
-        if ours != theirs:
-            break
-        shared += 1
-    return shared
+    return 0 if row.path is None else _shared_end(row.path.parts, path.parts)
+
+
+def _shared_end(ours: Sequence[str], theirs: Sequence[str]) -> int:
+    pairs = zip(reversed(ours), reversed(theirs), strict=False)
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
 
 
 def read_labels(path: Path) -> Labels:
