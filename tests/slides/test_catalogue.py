@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from slide_tissue import tissue_of_slide
 from small_catalogue import SIZE, make_catalogue, write_slide
 
 from anlage.errors import CatalogueError, SlideError
@@ -16,7 +17,7 @@ from anlage.slides.catalogue import Catalogue, SlideRow
 from anlage.slides.catalogue_table import FIXED, write_table
 from anlage.slides.index import index_slides
 from anlage.slides.mask_store import MaskStore, masks_path, write_masks
-from anlage.slides.tissue import tissue_area_mm2, tissue_mask
+from anlage.slides.masks import tissue_area_mm2
 
 
 @pytest.fixture
@@ -84,7 +85,7 @@ def test_selecting_by_an_unknown_column_is_refused(catalogue: Catalogue) -> None
 
 def test_the_mask_is_the_one_of_the_slide(catalogue: Catalogue) -> None:
     with catalogue.open_slide("b") as slide:
-        expected = tissue_mask(slide)
+        expected = tissue_of_slide(slide)
     found = catalogue.mask("b")
     assert found.mpp == expected.mpp == 8.0
     np.testing.assert_array_equal(found.mask, expected.mask)

@@ -6,6 +6,7 @@ from typing import ClassVar
 import cv2
 import numpy as np
 import pytest
+from slide_tissue import tissue_of_slide
 from synthetic_slides import ArraySlide, pyramid, tissue_like
 
 from anlage.geometry import Size
@@ -13,7 +14,6 @@ from anlage.slides import overview
 from anlage.slides.overview import read_overview, shrink, thumbnail_mpp
 from anlage.slides.reader import SlideReader, levels_of
 from anlage.slides.resolution import Resolution
-from anlage.slides.tissue import tissue_mask
 
 
 class FlatSlide(SlideReader):
@@ -123,7 +123,7 @@ def test_the_edge_goes_on_in_the_slides_own_colour() -> None:
 def test_a_huge_slide_of_one_level_is_read_in_bounded_memory() -> None:
     slide = FlatSlide(12_000)  # 0.43 GB as one picture
     tracemalloc.start()
-    found = tissue_mask(slide, mask_mpp=8.0)
+    found = tissue_of_slide(slide, mask_mpp=8.0)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert found.mask.shape == (375, 375)
@@ -135,7 +135,7 @@ def test_a_huge_slide_of_one_level_is_read_in_bounded_memory() -> None:
 
 
 def test_the_mask_covers_the_slide_with_its_last_pixel() -> None:
-    found = tissue_mask(ArraySlide([tissue_like(801, 799)], mpp=0.5), mask_mpp=8.0)
+    found = tissue_of_slide(ArraySlide([tissue_like(801, 799)], mpp=0.5), mask_mpp=8.0)
     assert found.mask.shape == (50, 51)
     assert found.mpp == 8.0
 

@@ -31,12 +31,6 @@ def test_the_order_of_sources() -> None:
     assert found(Stated(objective=20)) == Resolution(0.5, "objective")
 
 
-def test_only_the_objective_is_an_estimate() -> None:
-    assert found(Stated(objective=40)).is_estimated
-    assert not found(EVERYTHING).is_estimated
-    assert not found(EVERYTHING, override=0.4).is_estimated
-
-
 def test_nothing_stated_is_refused_with_the_override() -> None:
     assert "says nothing usable about its mpp" in refused(Stated())
 

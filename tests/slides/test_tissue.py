@@ -4,10 +4,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from slide_tissue import tissue_of_slide
 
 from anlage import samples
 from anlage.slides.reader import open_slide
-from anlage.slides.tissue import MIN_AREA_MM2, find_tissue, tissue_mask
+from anlage.slides.tissue import MIN_AREA_MM2, find_tissue
 
 GLASS = (243, 242, 244)
 PINK, PALE, GREY = (200, 120, 170), (232, 214, 228), (205, 205, 205)
@@ -114,7 +115,7 @@ def test_other_than_rgb_bytes_is_refused() -> None:
 )
 def test_bundled_windows_are_mostly_tissue_with_some_glass(name: str) -> None:
     with open_slide(samples.slides_folder() / name) as slide:
-        found = tissue_mask(slide)
+        found = tissue_of_slide(slide)
         pixels = slide.read_region(0, 0, *slide.size)[4::8, 4::8]
     assert found.mask.shape == tuple(side // 8 for side in slide.size[::-1])
     assert 0.65 < found.mask.mean() < 0.99
@@ -141,17 +142,17 @@ def test_every_stain_gives_a_sensible_mask(
     shared_data: Path, name: str, bounds: tuple[float, float]
 ) -> None:
     with open_slide(shared_data / "slides" / "wholeslide" / f"{name}.tiff") as slide:
-        found = tissue_mask(slide)
+        found = tissue_of_slide(slide)
     assert bounds[0] < found.mask.mean() < bounds[1]
     assert not found.mask[:3, :3].all()
 
 
 def test_fluorescence_gives_the_tissue_by_its_brightness(shared_data: Path) -> None:
     with open_slide(shared_data / "slides" / "native" / "test3-TRITC.ndpi") as slide:
-        assert 0.7 < tissue_mask(slide).mask.mean() < 0.9
+        assert 0.7 < tissue_of_slide(slide).mask.mean() < 0.9
 
 
 def test_a_nearly_blank_slide_gives_next_to_nothing(shared_data: Path) -> None:
     path = shared_data / "slides" / "native" / "kidney-48-5_IHC.tif"
     with open_slide(path, mpp=0.5) as slide:
-        assert tissue_mask(slide).mask.mean() < 0.01
+        assert tissue_of_slide(slide).mask.mean() < 0.01

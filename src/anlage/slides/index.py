@@ -21,9 +21,10 @@ from anlage.slides.discovery import FoundSlide, Refused, find_slides, slide_id_o
 from anlage.slides.fingerprint import slide_fingerprint
 from anlage.slides.labels import LabelRow, Labels, read_labels
 from anlage.slides.mask_store import MaskWriter, Pictures, encode_pictures, masks_path, write_masks
+from anlage.slides.masks import TissueMask, tissue_area_mm2
 from anlage.slides.overview import read_overview, shrink, thumbnail_mpp
 from anlage.slides.reader import SlideReader, open_slide
-from anlage.slides.tissue import MIN_AREA_MM2, TissueMask, find_tissue, tissue_area_mm2
+from anlage.slides.tissue import MIN_AREA_MM2, find_tissue
 
 LOGGER = logging.getLogger(__name__)
 N_THREADS = 2

@@ -32,11 +32,6 @@ class Resolution:
     mpp: float
     source: Source
 
-    @property
-    def is_estimated(self) -> bool:
-        """True if only the objective power is known, whose pixels vary with the camera."""
-        return self.source == "objective"
-
 
 @dataclass(frozen=True)
 class Stated:

@@ -6,27 +6,6 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from anlage.slides.masks import (
-    SummedArea,
-    TissueMask,
-    decode_mask,
-    encode_mask,
-    tissue_area_mm2,
-)
-from anlage.slides.overview import read_overview
-from anlage.slides.reader import SlideReader
-
-__all__ = [
-    "MIN_AREA_MM2",
-    "SummedArea",
-    "TissueMask",
-    "decode_mask",
-    "encode_mask",
-    "find_tissue",
-    "tissue_area_mm2",
-    "tissue_mask",
-]
-
 MEDIAN_PX = 5
 CLOSE_PX = 5
 THRESHOLD_FLOOR = 12  # of 255; below it lie scanner noise, uneven light and JPEG tint
@@ -38,28 +17,6 @@ GLASS_MAX_SATURATION = 40
 GLASS_SHARE = 0.02
 
 Plane = NDArray[np.uint8]
-
-
-def tissue_mask(slide: SlideReader, *, mask_mpp: float = 8.0) -> TissueMask:
-    """Find the tissue of a whole slide.
-
-    Memory is bounded by the picture at ``mask_mpp`` (3 bytes a pixel and a few times that for the
-    filters) and one block of the level read, however large or flat the slide is.
-
-    Args:
-        slide: An open slide with a resolution.
-        mask_mpp: Resolution of the mask, micrometres per pixel; 1 to 100.
-
-    Returns:
-        The mask, at ``mask_mpp``, or at the slide's own mpp where that is coarser. All False for a
-        slide without tissue.
-
-    Raises:
-        ResolutionError: If the slide does not say how large its pixels are.
-        SlideError: If a tile cannot be read.
-    """
-    pixels, mpp = read_overview(slide, mpp=mask_mpp)
-    return TissueMask(find_tissue(pixels, mpp=mpp), mpp)
 
 
 def find_tissue(pixels: Plane, *, mpp: float) -> NDArray[np.bool_]:
