@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import logging
+import weakref
 from dataclasses import replace
 from fractions import Fraction
 from types import SimpleNamespace
@@ -187,6 +188,33 @@ def test_a_catalogue_gives_the_same_tiles() -> None:
     assert [from_catalogue().draw(g) for g in range(30)] == [sampler().draw(g) for g in range(30)]
     weighted = from_catalogue(weights={"b": 0.0})
     assert {weighted.draw(g).slide_id for g in range(30)} == {"a"}
+
+
+class LongCatalogue(FakeCatalogue):
+    """Twenty slides, which notes how many of their masks are alive whenever one is asked for."""
+
+    def __init__(self) -> None:
+        self.masks: list[weakref.ref[Any]] = []
+        self.n_alive: list[int] = []
+
+    def rows(self) -> list[Any]:
+        rows = super().rows()
+        return [SimpleNamespace(**vars(rows[0]) | {"slide_id": f"s{k}"}) for k in range(20)]
+
+    def mask(self, slide_id: str) -> TissueMask:
+        self.n_alive.append(sum(mask() is not None for mask in self.masks))
+        tissue = super().mask(slide_id)
+        self.masks.append(weakref.ref(tissue.mask))
+        return tissue
+
+
+def test_masks_are_let_go_slide_by_slide() -> None:
+    """A thousand masks of 10 MB each need not fit into memory together."""
+    catalogue = LongCatalogue()
+    settings = {"seed": 5, "size_px": 64, "magnifications": MAGNIFICATIONS, "min_tissue": 0.6}
+    drawing = sampler_from_catalogue(catalogue, **settings)  # type: ignore[arg-type]
+    assert len(drawing.slide_ids) == 20
+    assert max(catalogue.n_alive) <= 1
 
 
 def test_a_weight_for_an_unknown_slide_is_refused() -> None:

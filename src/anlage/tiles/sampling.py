@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from anlage.errors import TrainingError
 from anlage.geometry import level0_px
-from anlage.slides.catalogue import Catalogue
+from anlage.slides.catalogue import Catalogue, SlideRow
 from anlage.slides.levels import TOLERANCE
 from anlage.tiles.keyed_random import Purpose, uniforms
 from anlage.tiles.places import Places, find_places
@@ -106,19 +106,32 @@ class TileSampler:
 
     def __init__(
         self,
-        slides: Sequence[SampledSlide],
+        slides: Iterable[SampledSlide],
         *,
         seed: int,
         size_px: int,
         magnifications: Mapping[float, float],
         min_tissue: float,
     ) -> None:
-        _refuse_unfit(slides, size_px, magnifications, min_tissue)
-        self.slide_ids = tuple(slide.slide_id for slide in slides)
+        _refuse_unfit_settings(size_px, magnifications, min_tissue)
         self.size_px, self.seed = size_px, seed
         self.unusable: list[UnusableSlide] = []
         chosen = {mpp: weight for mpp, weight in sorted(magnifications.items()) if weight > 0}
-        self._magnifications = [self._magnification(slides, mpp, min_tissue) for mpp in chosen]
+        weights: dict[str, float] = {}
+        found: dict[float, dict[int, Places]] = {mpp: {} for mpp in chosen}
+        for row, slide in enumerate(slides):  # one mask at a time
+            _refuse_unless(slide.slide_id not in weights, "unique slide_ids", slide.slide_id)
+            weights[slide.slide_id] = slide.weight
+            for mpp in chosen if slide.weight > 0 else ():
+                places = self._places_or_note(slide, mpp, min_tissue)
+                if places is not None:
+                    found[mpp][row] = places
+        _refuse_unfit_weights(list(weights.values()))
+        self.slide_ids = tuple(weights)
+        self._magnifications = [
+            self._magnification(mpp, places, list(weights.values()))
+            for mpp, places in found.items()
+        ]
         self._shares = _cumulative(list(chosen.values()))
 
     def draw(self, g: int, *, attempt: int = 0) -> TileRequest:
@@ -140,19 +153,9 @@ class TileSampler:
         )
 
     def _magnification(
-        self, slides: Sequence[SampledSlide], mpp: float, min_tissue: float
+        self, mpp: float, places: Mapping[int, Places], weights: Sequence[float]
     ) -> _Magnification:
-        rows, places = [], []
-        for row, slide in enumerate(slides):
-            if slide.weight > 0:
-                found = self._places(slide, mpp, min_tissue)
-                if isinstance(found, str):
-                    self.unusable.append(UnusableSlide(slide.slide_id, mpp, found))
-                    LOGGER.warning("%s: no tiles at %g mpp: %s", slide.slide_id, mpp, found)
-                else:
-                    rows.append(row)
-                    places.append(found)
-        if not rows:
+        if not places:
             reasons = sorted({u.reason for u in self.unusable if u.mpp == mpp})
             msg = (
                 f"needs a slide that gives {self.size_px} px tiles at {mpp:g} mpp; got none "
@@ -160,8 +163,17 @@ class TileSampler:
                 "out, or add slides."
             )
             raise TrainingError(", ".join(self.slide_ids[:5]), msg)
-        shares = _cumulative([slides[row].weight for row in rows])
-        return _Magnification(mpp, rows, places, shares)
+        shares = _cumulative([weights[row] for row in places])
+        return _Magnification(mpp, list(places), list(places.values()), shares)
+
+    def _places_or_note(self, slide: SampledSlide, mpp: float, min_tissue: float) -> Places | None:
+        """Where the slide gives tiles; None, logged and noted, if it gives none."""
+        found = self._places(slide, mpp, min_tissue)
+        if not isinstance(found, str):
+            return found
+        self.unusable.append(UnusableSlide(slide.slide_id, mpp, found))
+        LOGGER.warning("%s: no tiles at %g mpp: %s", slide.slide_id, mpp, found)
+        return None
 
     def _places(self, slide: SampledSlide, mpp: float, min_tissue: float) -> Places | str:
         """Where the slide gives tiles, or the reason why it gives none."""
@@ -218,25 +230,33 @@ def sampler_from_catalogue(
         ValueError: If a setting is out of range, or a weight names a slide that is not there.
         TrainingError: If some magnification has no usable slide.
     """
-    given = dict(weights or {})
-    slides = []
-    for row in catalogue.rows():
-        tissue = catalogue.mask(row.slide_id)
-        weight = given.pop(row.slide_id, 1.0)
-        slide = (row.slide_id, row.width, row.height, row.mpp, tissue.mask, tissue.mpp, weight)
-        slides.append(SampledSlide(*slide))
-    if given:
+    given, rows = dict(weights or {}), catalogue.rows()
+    unknown = sorted(given.keys() - {row.slide_id for row in rows})
+    if unknown:
         msg = (
-            f"sampler_from_catalogue: needs weights of slides in the catalogue; got {sorted(given)}"
+            f"sampler_from_catalogue: needs weights of slides in the catalogue; got {unknown}"
             ", which are not. Correct the names or leave them out."
         )
         raise ValueError(msg)
     return TileSampler(
-        slides,
+        (_sampled(catalogue, row, weight=given.get(row.slide_id, 1.0)) for row in rows),
         seed=seed,
         size_px=size_px,
         magnifications=magnifications,
         min_tissue=min_tissue,
+    )
+
+
+def _sampled(catalogue: Catalogue, row: SlideRow, *, weight: float) -> SampledSlide:
+    tissue = catalogue.mask(row.slide_id)
+    return SampledSlide(
+        slide_id=row.slide_id,
+        width=row.width,
+        height=row.height,
+        mpp=row.mpp,
+        mask=tissue.mask,
+        mask_mpp=tissue.mpp,
+        weight=weight,
     )
 
 
@@ -250,28 +270,27 @@ def _cumulative(weights: Sequence[float]) -> NDArray[np.float64]:
     return np.asarray(total / total[-1], dtype=np.float64)
 
 
-def _refuse_unfit(
-    slides: Sequence[SampledSlide],
-    size_px: int,
-    magnifications: Mapping[float, float],
-    min_tissue: float,
+def _refuse_unfit_settings(
+    size_px: int, magnifications: Mapping[float, float], min_tissue: float
 ) -> None:
-    weights = [slide.weight for slide in slides]
-    rules = {
-        "at least one slide": (len(slides) > 0, len(slides)),
-        "unique slide_ids": (len({slide.slide_id for slide in slides}) == len(slides), "a double"),
-        "slide weights >= 0, not all 0": (_are_weights(weights), weights[:9]),
-        "size_px >= 1": (size_px >= 1, size_px),
-        "an mpp > 0 with a weight >= 0, not all 0": (
-            _are_weights(list(magnifications.values())) and min(magnifications) > 0,
-            dict(magnifications),
-        ),
-        "min_tissue from 0 to 1": (0 <= min_tissue <= 1, min_tissue),
-    }
-    for rule, (holds, got) in rules.items():
-        if not holds:
-            msg = f"TileSampler: needs {rule}; got {got}. Correct the recipe or the catalogue."
-            raise ValueError(msg)
+    _refuse_unless(size_px >= 1, "size_px >= 1", size_px)
+    _refuse_unless(
+        _are_weights(list(magnifications.values())) and min(magnifications) > 0,
+        "an mpp > 0 with a weight >= 0, not all 0",
+        dict(magnifications),
+    )
+    _refuse_unless(0 <= min_tissue <= 1, "min_tissue from 0 to 1", min_tissue)
+
+
+def _refuse_unfit_weights(weights: Sequence[float]) -> None:
+    _refuse_unless(len(weights) > 0, "at least one slide", 0)
+    _refuse_unless(_are_weights(weights), "slide weights >= 0, not all 0", weights[:9])
+
+
+def _refuse_unless(holds: bool, rule: str, got: object) -> None:  # noqa: FBT001 - the claim itself
+    if not holds:
+        msg = f"TileSampler: needs {rule}; got {got}. Correct the recipe or the catalogue."
+        raise ValueError(msg)
 
 
 def _are_weights(weights: Sequence[float]) -> bool:
