@@ -93,25 +93,6 @@ def fit_patch_pca(tokens: Floats | Sequence[Floats]) -> PatchPCA:
     )
 
 
-def patch_pca_rgb(
-    tokens: Floats | Sequence[Floats],
-) -> tuple[PatchPCA, list[NDArray[np.uint8]]]:
-    """Fit the mapping on all tokens and colour each array with it.
-
-    Args:
-        tokens: (N, D) tokens, or a list of such arrays (one a tile).
-
-    Returns:
-        The mapping, for further tiles, and (N, 3) uint8 colours of each array given.
-
-    Raises:
-        ValueError: As ``fit_patch_pca``.
-    """
-    mapping = fit_patch_pca(tokens)
-    parts = [tokens] if isinstance(tokens, np.ndarray) else list(tokens)
-    return mapping, [mapping.rgb(part) for part in parts]
-
-
 def _components(
     covariance_DD: NDArray[np.float64],
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
