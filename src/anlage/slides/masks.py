@@ -13,6 +13,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from anlage.geometry import area_mm2
 
+EDGE_DECIMALS = 6  # mask pixels
+
 
 @dataclass(frozen=True, slots=True)
 class TissueMask:
@@ -55,8 +57,9 @@ class SummedArea:
     ) -> NDArray[np.float64]:
         """Share of each rectangle that is tissue; what lies outside the mask is none.
 
-        Edges are rounded to the nearest mask pixel (halves to even), so that a rectangle's share
-        is exact for the rounded one.
+        Edges are rounded to the nearest mask pixel (halves to even, to within a millionth, which
+        is what dividing resolutions costs), so that a rectangle's share is exact for the rounded
+        one.
 
         Args:
             left: First column, mask pixels, any shape that broadcasts with the others.
@@ -70,7 +73,8 @@ class SummedArea:
         Raises:
             ValueError: If a rounded rectangle holds no pixel.
         """
-        x0, y0, x1, y1 = (np.rint(np.asarray(e, float)) for e in (left, top, right, bottom))
+        edges = (np.round(np.asarray(e, float), EDGE_DECIMALS) for e in (left, top, right, bottom))
+        x0, y0, x1, y1 = (np.rint(edge) for edge in edges)
         n_pixels = (x1 - x0) * (y1 - y0)
         if np.any(x1 <= x0) or np.any(y1 <= y0):
             narrowest = min(np.min(x1 - x0), np.min(y1 - y0))
