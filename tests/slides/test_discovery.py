@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import struct
 from pathlib import Path
 
@@ -120,6 +121,21 @@ def test_what_is_not_there_is_refused_with_its_reason(tmp_path: Path) -> None:
         ("*.svs", "matches no file. Check the pattern."),
         ("empty", "holds no slide. Name the files if they are PNG or JPEG."),
     ]
+
+
+def test_a_name_that_is_not_utf8_is_refused_with_its_bytes_escaped(tmp_path: Path) -> None:
+    touch(tmp_path / "a.svs")
+    touch(tmp_path / os.fsdecode(b"latin\xe9.svs"))
+    slides, refused = find_slides([tmp_path])
+    assert [slide.path.name for slide in slides] == ["a.svs"]
+    assert [r.uri for r in refused] == [f"{tmp_path}/latin\\xe9.svs"]
+    assert "not UTF-8" in refused[0].reason
+
+
+def test_a_link_to_itself_stays_in_the_list_to_be_refused_when_opened(tmp_path: Path) -> None:
+    touch(tmp_path / "a.svs")
+    (tmp_path / "loop.svs").symlink_to("loop.svs")
+    assert found_in(tmp_path, ".") == ["a.svs", "loop.svs"]
 
 
 def test_a_file_whose_name_looks_like_a_glob_is_that_file(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ SLIDE_SUFFIXES = {
 }
 DEEP_ZOOM = ".dzi"
 NO_DEEP_ZOOM = "no reader for Deep Zoom yet. Give the slide it was made from."
+NOT_UTF8 = "its name or a folder's is not UTF-8, which a catalogue cannot store. Rename it."
 GLOB_CHARACTERS = frozenset("*?[")
 COMPANION_SUFFIXES = {".mrxs": "", ".dzi": "_files"}  # the folder beside, named by the stem
 
@@ -64,20 +65,29 @@ def find_slides(paths: Sequence[str | Path]) -> tuple[list[FoundSlide], list[Ref
 
     Returns:
         Slides, and what can be refused unopened: a path that does not exist, a pattern or folder
-        without a slide, a Deep Zoom file. The refused carry absolute paths.
+        without a slide, a Deep Zoom file, a name that is not UTF-8. The refused carry absolute
+        paths.
     """
     files: dict[Path, None] = {}
     refused: dict[str, Refused] = {}
     for path in paths:
         found, reason = _expand(path)
         if not found:
-            refused[str(path)] = Refused(os.path.abspath(path), reason)  # noqa: PTH100 - globs too
+            refused[str(path)] = Refused(_shown(os.path.abspath(path)), reason)  # noqa: PTH100 - globs too
         files.update(dict.fromkeys(found))
-    once = list({file.resolve(): file for file in reversed(files)}.values())[::-1]
+    # realpath, since Path.resolve raises where a link leads to itself
+    once = list({os.path.realpath(file): file for file in reversed(files)}.values())[::-1]
     for file in once:
-        if file.suffix.lower() == DEEP_ZOOM:
+        if _shown(file) != str(file):
+            refused[str(file)] = Refused(_shown(file), NOT_UTF8)
+        elif file.suffix.lower() == DEEP_ZOOM:
             refused[str(file)] = Refused(str(file), NO_DEEP_ZOOM)
     return list(_slides_of(f for f in once if str(f) not in refused)), list(refused.values())
+
+
+def _shown(path: str | Path) -> str:
+    """A path as text that can be printed and stored; bytes that are not UTF-8 come escaped."""
+    return os.fsencode(path).decode(errors="backslashreplace")
 
 
 def _expand(path: str | Path) -> tuple[list[Path], str]:
