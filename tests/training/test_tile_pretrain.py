@@ -359,3 +359,19 @@ def test_training_learns_to_agree(catalogue: Catalogue, tmp_path: Path) -> None:
     loss = [row["loss_dino"] for row in read_metrics(tmp_path / "run" / "metrics.jsonl")]
     assert np.mean(loss[:3]) > np.log(32) - 0.2
     assert np.mean(loss[-10:]) < np.mean(loss[:3]) - 0.3
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_run_on_cuda_starts_where_the_one_on_the_cpu_does(
+    catalogue: Catalogue, tmp_path: Path, precision: str
+) -> None:
+    """The first loss is the CPU's: same tiles, views, masks and weights."""
+    config = micro_config("steps=10", f"precision={precision}", "model.stochastic_depth=0")
+    pretrain_tiles(config, catalogue, tmp_path / "cpu", device="cpu")
+    result = pretrain_tiles(config, catalogue, tmp_path / "cuda", device="cuda")
+    assert result.is_finished
+    one, other = metrics(tmp_path / "cpu")[0], metrics(tmp_path / "cuda")[0]
+    assert other["loss"] == pytest.approx(one["loss"], rel=1e-3 if precision == "fp32" else 3e-2)
+    assert all(np.isfinite(row["loss"]) for row in metrics(tmp_path / "cuda"))
