@@ -29,6 +29,15 @@ def test_rows_are_found_by_slide_id(tmp_path: Path) -> None:
     assert labels.of(tmp_path / "c.svs") is None
 
 
+@pytest.mark.parametrize("separator", [";", "\t"])
+def test_cells_that_no_comma_separates_are_named(tmp_path: Path, separator: str) -> None:
+    path = tmp_path / "labels.csv"
+    path.write_text(separator.join(["slide_id", "split"]) + "\n" + separator.join(["a", "train"]))
+    with pytest.raises(CatalogueError, match="needs commas") as caught:
+        read_labels(path)
+    assert f"got {separator!r}" in str(caught.value)
+
+
 @pytest.mark.parametrize("column", ["path", "file"])
 def test_rows_are_found_by_the_stem_of_a_path(tmp_path: Path, column: str) -> None:
     rows = [{column: "far/away/a.svs"}, {column: "C:\\scans\\b.tif"}, {column: "x/c.ome.tif"}]

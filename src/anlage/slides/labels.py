@@ -157,6 +157,10 @@ def _read_csv(path: Path) -> tuple[list[str], list[tuple[int, dict[str, str | No
         raise CatalogueError(path, f"cannot be read: {error.strerror}. Check the path.") from error
     except (UnicodeDecodeError, csv.Error) as error:
         raise CatalogueError(path, f"is not UTF-8 CSV: {error}. Export it again.") from error
+    separator = next((mark for mark in ";\t" if len(header) == 1 and mark in header[0]), None)
+    if separator is not None:
+        message = f"needs commas between its cells; got {separator!r}. Export it again with commas."
+        raise CatalogueError(path, message)
     twice = [name for name, count in Counter(header).items() if count > 1]
     if twice:
         raise CatalogueError(path, f"has column {twice[0]!r} more than once. Rename one.")
