@@ -128,7 +128,7 @@ def test_refuses_what_is_no_table(tmp_path, make_tiles) -> None:
         LabelledTiles.open(tmp_path / "none.csv")
     empty = tmp_path / "empty.csv"
     empty.write_text("file,label\n")
-    with pytest.raises(LabelledDataError, match=re.escape("got 0 rows")):
+    with pytest.raises(LabelledDataError, match=re.escape("got none. Add some")):
         LabelledTiles.open(empty)
     empty.write_text("file,label\na,b,c\n")
     with pytest.raises(LabelledDataError, match="got more in row 2"):

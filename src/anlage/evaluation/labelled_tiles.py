@@ -163,8 +163,10 @@ def _rows_of_folder(path: Path) -> list[Row]:
 
 
 def _selected(path: Path, rows: Sequence[Row], where: Mapping[str, str]) -> Sequence[Row]:
+    if not rows:
+        raise LabelledDataError(path, "needs labelled tiles; got none. Add some.")
     for column in where:
-        if rows and column not in rows[0]:
+        if column not in rows[0]:
             raise _no_column(path, column, rows[0])
     chosen = [row for row in rows if all(row[key] == value for key, value in where.items())]
     if not chosen:
