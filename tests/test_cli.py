@@ -119,6 +119,14 @@ def test_few_labelled_tiles_are_evaluated_with_fewer_neighbours(tmp_path: Path) 
     assert json.loads((tmp_path / "scores" / "result.json").read_text())["settings"]["k"] == 9
 
 
+def test_what_ended_a_run_stands_in_its_log_and_once_on_the_terminal(tmp_path: Path) -> None:
+    missing = tmp_path / "none.parquet"
+    run = anlage("pretrain", "tile", "--slides", missing, "--run", tmp_path / "run")
+    assert run.returncode == 1
+    assert run.stderr.count("CatalogueError") == 1
+    assert "ERROR CatalogueError" in (tmp_path / "run" / "anlage.log").read_text()
+
+
 def test_report_of_an_empty_folder_says_what_it_looked_for(tmp_path: Path) -> None:
     run = anlage("report", tmp_path)
     assert run.returncode == 1

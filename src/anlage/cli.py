@@ -35,6 +35,9 @@ app.add_typer(pretrain, name="pretrain")
 app.add_typer(embed, name="embed")
 
 
+FILE_ONLY = "anlage.failure"  # what ended a command, which the terminal is told by its last line
+
+
 class Exit(IntEnum):
     """How a command ends."""
 
@@ -248,7 +251,7 @@ def main() -> None:
 
 
 def _fail(error: Exception, code: Exit) -> None:
-    logging.getLogger("anlage").debug("failed", exc_info=error)
+    logging.getLogger(FILE_ONLY).error("%s: %s", type(error).__name__, error)
     print(f"{type(error).__name__}: {error}", file=sys.stderr)
     sys.exit(code)
 
@@ -272,8 +275,8 @@ def _log_to(file: Path | None) -> None:
     root = logging.getLogger("anlage")
     root.setLevel(logging.INFO)
     shown = RichHandler(console=CONSOLE, show_path=False, show_time=False, show_level=False)
-    if CONSOLE.is_terminal:  # there the bar says it
-        shown.addFilter(lambda record: record.name != "anlage.progress")
+    said_otherwise = {FILE_ONLY, "anlage.progress"} if CONSOLE.is_terminal else {FILE_ONLY}
+    shown.addFilter(lambda record: record.name not in said_otherwise)  # the bar, the last line
     root.handlers = [shown]
     if file is not None:
         file.parent.mkdir(parents=True, exist_ok=True)
