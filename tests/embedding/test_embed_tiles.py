@@ -342,7 +342,7 @@ def start(encoder: Path, catalogue: Path, output: Path, *, pause_s=0.0, limit_by
     return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
 
 
-def wait_until(is_so, limit_s: float = 120.0) -> None:
+def wait_until(is_so, limit_s: float = 600.0) -> None:
     started = time.monotonic()
     while not is_so():
         assert time.monotonic() - started < limit_s

@@ -230,7 +230,7 @@ def start_saver():
         parent.stdin.close()
 
 
-def wait_until(is_so, limit_s: float = 60.0) -> None:
+def wait_until(is_so, limit_s: float = 600.0) -> None:
     started = time.monotonic()
     while not is_so():
         assert time.monotonic() - started < limit_s

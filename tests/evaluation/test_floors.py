@@ -1,4 +1,3 @@
-import time
 
 import numpy as np
 import pytest
@@ -91,20 +90,18 @@ def test_refuses_other_arrays() -> None:
 
 
 @pytest.mark.slow
-def test_floor_of_lc25000_is_the_published_one_and_quick(shared_data) -> None:
+def test_floor_of_lc25000_is_the_published_one(shared_data) -> None:
     """Published with the data: logistic regression 0.940, Euclidean 1-NN 0.930, by group.
 
     Our kNN probe compares by cosine, which costs these features a little: 0.914.
     """
     tiles = LabelledTiles.open(shared_data / "tiles" / "lc25000_mini" / "labels.csv")
-    begun = time.process_time()
     features = np.concatenate(
         [
             colour_texture_features(read_tile_file(tiles.folder / file).transpose(2, 0, 1)[None])
             for file in tiles.file_N
         ]
     )
-    assert time.process_time() - begun < 60
     linear, knn, euclidean = (np.empty_like(tiles.label_N) for _ in range(3))
     for split in given_folds(tiles.fold_N, tiles.group_N):
         sides = features[split.train], tiles.label_N[split.train], features[split.test]

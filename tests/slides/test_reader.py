@@ -27,7 +27,7 @@ def in_time() -> Iterator[None]:
     """Whatever the file, an answer comes soon."""
     began = time.monotonic()
     yield
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 60
 
 
 def test_each_format_goes_to_its_reader(tmp_path: Path) -> None:
