@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from anlage.geometry import Size, area_mm2, level0_px, level_px
 
@@ -34,6 +36,28 @@ def test_a_resolution_of_nothing_is_refused(mpp: float, slide_mpp: float) -> Non
 )
 def test_nearest_level_pixel_halves_upwards(position: int, downsample: float, pixel: int) -> None:
     assert level_px(position, downsample=downsample) == pixel
+
+
+RESOLUTION = st.floats(0.01, 1000)
+
+
+@given(st.floats(0, 1e6), RESOLUTION, RESOLUTION)
+def test_a_length_comes_back_from_another_resolution(
+    length: float, mpp: float, slide_mpp: float
+) -> None:
+    there = level0_px(length, mpp=mpp, slide_mpp=slide_mpp)
+    assert level0_px(there, mpp=slide_mpp, slide_mpp=mpp) == pytest.approx(length, abs=1e-9)
+
+
+@given(st.integers(-(10**6), 10**6), st.floats(1, 1024))
+def test_a_pixel_of_a_level_comes_back_from_its_level0_corner(
+    pixel: int, downsample: float
+) -> None:
+    corner = round(pixel * downsample)
+    assert level_px(corner, downsample=downsample) in {pixel, pixel + (corner > pixel * downsample)}
+    assert (
+        abs(level_px(corner, downsample=downsample) * downsample - corner) <= downsample / 2 + 1e-6
+    )
 
 
 def test_area() -> None:
