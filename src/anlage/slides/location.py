@@ -1,0 +1,31 @@
+"""Where a slide is: a local path, or the URL of an object in a bucket or behind HTTP."""
+
+from __future__ import annotations
+
+from pathlib import Path, PurePosixPath
+from urllib.parse import unquote, urlsplit
+
+REMOTE_SCHEMES = ("s3://", "gs://", "az://", "https://", "http://")
+
+
+def is_remote(location: str) -> bool:
+    """Whether a location is a URL that is read over the network."""
+    return location.lower().startswith(REMOTE_SCHEMES)
+
+
+def absolute(location: str | Path) -> str:
+    """A location that means the same in every folder: a local path made absolute, a URL as it is."""
+    text = str(location)
+    return text if is_remote(text) else str(Path(text).absolute())
+
+
+def file_name(location: str) -> str:
+    """The last component, without a URL's query and percent signs: "a b.svs"."""
+    if is_remote(location):
+        return PurePosixPath(unquote(urlsplit(location).path)).name
+    return Path(location).name
+
+
+def suffix_of(location: str) -> str:
+    """The ending of the file's name in lower case, with its dot: ".svs"; empty without one."""
+    return PurePosixPath(file_name(location)).suffix.lower()
