@@ -1,4 +1,4 @@
-"""Bytes of a slide by their place, wherever it lies: the one interface to local and remote files."""
+"""Bytes of a slide by their place, wherever it lies: one interface to local and remote files."""
 
 from __future__ import annotations
 

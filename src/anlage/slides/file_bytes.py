@@ -69,7 +69,7 @@ class FileBytes(ByteSource):
 
     def as_file(self) -> BinaryIO:
         """The file anew, with a position of its own."""
-        return open(self.path, "rb")  # noqa: PTH123, SIM115 - the caller closes it
+        return open(self.path, "rb")  # noqa: PTH123 - the caller closes it
 
     def __del__(self) -> None:
         if self._descriptor >= 0:

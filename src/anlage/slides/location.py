@@ -14,7 +14,7 @@ def is_remote(location: str) -> bool:
 
 
 def absolute(location: str | Path) -> str:
-    """A location that means the same in every folder: a local path made absolute, a URL as it is."""
+    """What means the same in every folder: a local path made absolute, a URL as it is."""
     text = str(location)
     return text if is_remote(text) else str(Path(text).absolute())
 
