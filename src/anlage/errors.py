@@ -8,6 +8,7 @@ AnlageError                 the world is wrong: a file, a slide, a row
 ├── CheckpointError         a checkpoint is damaged, or was made by another configuration
 ├── EncoderError            an encoder folder is incomplete or not what it says
 ├── BagError                a bag is damaged, or belongs to another encoder or grid
+├── TissueError             a tissue method, its plug-in, or a mask from its user is unusable
 ├── LabelledDataError       labelled tiles for a probe are unusable
 ├── DeviceError             the device asked for is not on this machine
 └── TrainingError           training cannot go on: a loss is not finite, no slide can be read
@@ -63,6 +64,10 @@ class EncoderError(AnlageError):
 
 class BagError(AnlageError):
     """A bag is damaged, or belongs to another encoder or grid."""
+
+
+class TissueError(AnlageError):
+    """A tissue method, its plug-in, or a mask from its user is unusable."""
 
 
 class LabelledDataError(AnlageError):
