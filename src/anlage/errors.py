@@ -3,6 +3,7 @@
 AnlageError                 the world is wrong: a file, a slide, a row
 ├── SlideError              a slide cannot be opened or read; carries the path
 │   └── ResolutionError     a slide does not say, or absurdly says, how large its pixels are
+├── StainError              pixels do not tell of two stains
 ├── CatalogueError          a catalogue or a table joined to it is unusable
 ├── RecipeError             a recipe has an unknown, missing or contradictory key
 ├── CheckpointError         a checkpoint is damaged, or was made by another configuration
@@ -44,6 +45,10 @@ class SlideError(AnlageError):
 
 class ResolutionError(SlideError):
     """A slide does not say how large its pixels are, or says something absurd."""
+
+
+class StainError(AnlageError):
+    """Pixels do not tell of two stains: too little tissue, or only one colour."""
 
 
 class CatalogueError(AnlageError):
