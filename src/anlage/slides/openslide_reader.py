@@ -14,7 +14,8 @@ from openslide import lowlevel
 
 from anlage.errors import SlideError
 from anlage.geometry import Size
-from anlage.slides.reader import WHITE, SlideReader, UnknownFormatError, levels_of
+from anlage.slides.reader import SlideReader, UnknownFormatError, levels_of
+from anlage.slides.rectangle import WHITE
 from anlage.slides.resolution import Stated, find_resolution
 
 CACHE_BYTES = 64 * 2**20
@@ -57,6 +58,7 @@ class OpenSlideReader(SlideReader):
             resolution=find_resolution(path, _stated(properties), override=mpp),
         )
         self.own_downsamples = tuple(slide.level_downsamples)
+        self._native_tiles = [_native_tile(properties, i) for i in range(len(sizes))]
         self._associated = tuple(sorted(slide.associated_images))
         self._icc_profile = _icc_profile(slide)
         self._slide: Any = slide
@@ -89,6 +91,13 @@ class OpenSlideReader(SlideReader):
         """Let go of the handle; OpenSlide closes it when the last read has ended."""
         super().close()
         self._slide = None
+
+    def native_tile(self, level: int) -> Size | None:
+        """Pixels of the file's tiles, where OpenSlide says them."""
+        return self._native_tiles[level]
+
+    def _cuts_exactly(self, level: int) -> bool:
+        return bool(self.own_downsamples[level] == round(self.own_downsamples[level]))
 
     def _read_inside(self, level: int, left: int, top: int, size: Size) -> NDArray[np.uint8]:
         downsample = self.own_downsamples[level]
@@ -156,6 +165,14 @@ def _stated(properties: Mapping[str, str]) -> Stated:
         tiff=axes if is_tiff_tag else None,
         objective=_number(properties, "openslide.objective-power"),
     )
+
+
+def _native_tile(properties: Mapping[str, str], level: int) -> Size | None:
+    edges = [
+        _number(properties, f"openslide.level[{level}].tile-{edge}") for edge in ("width", "height")
+    ]
+    width, height = edges
+    return None if width is None or height is None else Size(int(width), int(height))
 
 
 def _number(properties: Mapping[str, str], name: str) -> float | None:

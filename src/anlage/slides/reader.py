@@ -1,9 +1,9 @@
-"""The one interface to a slide, whatever its file format, and the table of formats."""
+"""The one interface to a slide, whatever its file format."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 
 from anlage.errors import ResolutionError, SlideError
 from anlage.geometry import Size, level_px
+from anlage.slides.rectangle import Outcome, Rectangle
 from anlage.slides.resolution import Resolution
-
-WHITE = 255
+from anlage.slides.shared_reads import read_together
 
 
 class UnknownFormatError(SlideError):
@@ -42,7 +42,9 @@ class SlideReader(ABC):
     """A slide that is open for reading; a context manager, usable from many threads at once.
 
     Attributes:
-        reader: Name of the kind of reader: "tiled-tiff", "openslide" or "image".
+        reader: Name of the kind of reader: "tiled-tiff", "openslide", "image" and so on.
+        suffixes: Endings of file names to find such slides in folders by; only of readers that
+            another package brings, since ours are in ``discovery``.
         path: The file, as it was given.
         vendor: Who wrote the format, e.g. "aperio", "generic-tiff", "png".
         levels: The pyramid, finest first; never empty.
@@ -51,6 +53,7 @@ class SlideReader(ABC):
     """
 
     reader: ClassVar[str]
+    suffixes: ClassVar[tuple[str, ...]] = ()
 
     def __init__(
         self,
@@ -87,32 +90,108 @@ class SlideReader(ABC):
         """Width and height of level 0, in its pixels."""
         return Size(self.levels[0].width, self.levels[0].height)
 
+    def native_tile(self, level: int) -> Size | None:
+        """Pixels of the tiles that the file stores a level in; None where that is not known."""
+        return None
+
+    def reductions(self, level: int) -> tuple[int, ...]:
+        """Factors at which the decoder itself can reduce a level, smallest first; 1 is one."""
+        return (1,)
+
     def read_region(
-        self, x: int, y: int, width: int, height: int, *, level: int = 0
+        self, x: int, y: int, width: int, height: int, *, level: int = 0, reduce: int = 1
     ) -> NDArray[np.uint8]:
         """Pixels of one rectangle of one level.
 
         The rectangle begins at the level's pixel nearest to the corner: column
         ``floor(x / downsample + 0.5)``, row likewise. Nothing is interpolated. What lies outside
-        the slide is white, also when all of it does.
+        the slide is white, also when all of it does. A reduced level is a level like the others,
+        with ``reduce`` times the downsample; a last pixel that is not whole is outside.
 
         Args:
             x: Left edge, level-0 pixels; may be negative or beyond the slide.
             y: Top edge, level-0 pixels; may be negative or beyond the slide.
-            width: In pixels of ``level``, >= 1.
-            height: In pixels of ``level``, >= 1.
+            width: In pixels of ``level`` reduced, >= 1.
+            height: In pixels of ``level`` reduced, >= 1.
             level: Index into ``levels``.
+            reduce: One of the level's ``reductions``.
 
         Returns:
             (height, width, 3) uint8 RGB, which the caller may write to.
 
         Raises:
-            ValueError: If the rectangle is empty or the slide has no such level.
+            ValueError: If the rectangle is empty or the slide has no such level or reduction.
             SlideError: If the pixels are damaged, or the slide has been closed.
         """
-        if width < 1 or height < 1:
-            msg = f"read_region needs width and height >= 1; got {width} x {height}."
-            raise ValueError(msg)
+        size = self._size_of(level, reduce)
+        downsample = self.levels[level].downsample * reduce
+        column, row = level_px(x, downsample=downsample), level_px(y, downsample=downsample)
+        place = _not_empty(Rectangle(column, row, width, height))
+        part = place.inside(size)
+        if part is None:
+            return place.on_white(None, None)
+        return place.on_white(self._read_part(level, part, reduce), part)
+
+    def start_regions(
+        self, places: Sequence[Rectangle], *, level: int = 0, reduce: int = 1
+    ) -> Callable[[], Iterator[tuple[int, Outcome]]]:
+        """Begin to read several rectangles of one level, sharing the work where they overlap.
+
+        Args:
+            places: Rectangles in pixels of ``level`` reduced, each as for ``read_region``.
+            level: Index into ``levels``.
+            reduce: One of the level's ``reductions``.
+
+        Returns:
+            A function that reads on: it gives, in any order, the number of each rectangle and
+            its pixels as ``read_region`` does, or the error that this one rectangle met. The
+            bytes of a remote slide are on their way before it is called.
+
+        Raises:
+            ValueError: As for ``read_region``.
+            SlideError: If the slide has been closed.
+        """
+        size = self._size_of(level, reduce)
+        parts = [_not_empty(place).inside(size) for place in places]
+        numbers = [number for number, part in enumerate(parts) if part is not None]
+        read_parts = self._start_parts(level, [part for part in parts if part is not None], reduce)
+
+        def read() -> Iterator[tuple[int, Outcome]]:
+            for number, (place, part) in enumerate(zip(places, parts, strict=True)):
+                if part is None:
+                    yield number, place.on_white(None, None)
+            for found, outcome in read_parts():
+                number = numbers[found]
+                if isinstance(outcome, SlideError):
+                    yield number, outcome
+                else:
+                    yield number, places[number].on_white(outcome, parts[number])
+
+        return read
+
+    @abstractmethod
+    def _read_inside(self, level: int, left: int, top: int, size: Size) -> NDArray[np.uint8]:
+        """A rectangle in pixels of ``level`` that lies wholly inside it, as a new RGB array."""
+
+    def _read_part(self, level: int, part: Rectangle, reduce: int) -> NDArray[np.uint8]:
+        """As ``_read_inside``, of the level reduced; readers with ``reductions`` have their own."""
+        return self._read_inside(level, part.left, part.top, Size(part.width, part.height))
+
+    def _start_parts(
+        self, level: int, parts: Sequence[Rectangle], reduce: int
+    ) -> Callable[[], Iterator[tuple[int, Outcome]]]:
+        """As ``start_regions``, for rectangles wholly inside; a reader may know a better way."""
+        is_exact = self._cuts_exactly(level)
+        return lambda: read_together(
+            lambda part: self._read_part(level, part, reduce), parts, is_exact=is_exact
+        )
+
+    def _cuts_exactly(self, level: int) -> bool:
+        """Whether a part of what is read at a level is what reading that part gives."""
+        return True
+
+    def _size_of(self, level: int, reduce: int) -> Size:
+        """Size of a level reduced, once the slide is seen to be open and to have it."""
         if not 0 <= level < len(self.levels):
             msg = (
                 f"read_region needs a level from 0 to {len(self.levels) - 1}; got {level}. "
@@ -120,23 +199,14 @@ class SlideReader(ABC):
             )
             raise ValueError(msg)
         self._refuse_if_closed()
-        shape = self.levels[level]
-        column = level_px(x, downsample=shape.downsample)
-        row = level_px(y, downsample=shape.downsample)
-        left, right = max(column, 0), min(column + width, shape.width)
-        top, bottom = max(row, 0), min(row + height, shape.height)
-        if left >= right or top >= bottom:
-            return np.full((height, width, 3), WHITE, np.uint8)
-        inside = self._read_inside(level, left, top, Size(right - left, bottom - top))
-        if inside.shape[:2] == (height, width):
-            return inside
-        region = np.full((height, width, 3), WHITE, np.uint8)
-        region[top - row : bottom - row, left - column : right - column] = inside
-        return region
-
-    @abstractmethod
-    def _read_inside(self, level: int, left: int, top: int, size: Size) -> NDArray[np.uint8]:
-        """A rectangle in pixels of ``level`` that lies wholly inside it, as a new RGB array."""
+        if reduce != 1 and reduce not in self.reductions(level):
+            there = ", ".join(map(str, self.reductions(level)))
+            msg = (
+                f"read_region needs one of the reductions of level {level}, which are {there}; "
+                f"got {reduce}. See the reductions of {self.path}."
+            )
+            raise ValueError(msg)
+        return Size(self.levels[level].width // reduce, self.levels[level].height // reduce)
 
     @property
     @abstractmethod
@@ -180,6 +250,13 @@ class SlideReader(ABC):
         self.close()
 
 
+def _not_empty(place: Rectangle) -> Rectangle:
+    if place.width < 1 or place.height < 1:
+        msg = f"read_region needs width and height >= 1; got {place.width} x {place.height}."
+        raise ValueError(msg)
+    return place
+
+
 def levels_of(sizes: Sequence[Size]) -> tuple[Level, ...]:
     """Levels with their downsample, from their sizes.
 
@@ -201,18 +278,6 @@ def levels_of(sizes: Sequence[Size]) -> tuple[Level, ...]:
             downsample = float(whole)
         levels.append(Level(size.width, size.height, downsample))
     return tuple(levels)
-
-
-def _readers() -> dict[str, Callable[..., SlideReader]]:
-    """The formats, in the order in which they are tried: a new one is one line here.
-
-    Imported when a slide is opened: they implement the interface above, and bring the decoders.
-    """
-    from anlage.slides.image_reader import ImageReader
-    from anlage.slides.openslide_reader import OpenSlideReader
-    from anlage.slides.tiff_reader import TiffReader
-
-    return {"tiled-tiff": TiffReader, "openslide": OpenSlideReader, "image": ImageReader}
 
 
 def open_slide(path: str | Path, *, mpp: float | None = None) -> SlideReader:
@@ -239,8 +304,10 @@ def open_slide(path: str | Path, *, mpp: float | None = None) -> SlideReader:
         raise SlideError(path, "does not exist. Check the path.")
     if file.stat().st_size == 0:
         raise SlideError(path, "is empty (0 bytes). Copy it again from its source.")
+    from anlage.slides.reader_table import readers  # they implement the interface above
+
     reasons = []
-    for name, reader in _readers().items():
+    for name, reader in readers():
         try:
             return reader(str(path), mpp=mpp)
         except UnknownFormatError as error:

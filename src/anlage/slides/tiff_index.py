@@ -22,7 +22,7 @@ MAX_TILE_PX = 2**25  # one strip as high as a slide would be decoded whole for e
 RGB, YCBCR = 2, 6
 JPEG = 7
 CODECS = {1: "none", 5: "lzw", JPEG: "jpeg", 8: "deflate", 32946: "deflate"}
-CODECS |= {33005: "jpeg2000", 34712: "jpeg2000"}  # Aperio's RGB variant, and the standard's
+CODECS |= {50001: "webp", 50002: "jpegxl", 33005: "jpeg2000", 34712: "jpeg2000"}  # Aperio's RGB variant, and the standard's
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Sequence
 from typing import ClassVar
 
 import numpy as np
@@ -11,9 +12,11 @@ from anlage.errors import SlideError
 from anlage.geometry import Size
 from anlage.slides.file_bytes import FileBytes
 from anlage.slides.reader import SlideReader, UnknownFormatError, levels_of
+from anlage.slides.rectangle import Outcome, Rectangle
 from anlage.slides.resolution import find_resolution
 from anlage.slides.tiff_chain import refuse_broken_chain
 from anlage.slides.tiff_index import read_tiff_index
+from anlage.slides.tile_parts import TileParts, read_part
 
 
 class TiffReader(SlideReader):
@@ -65,15 +68,32 @@ class TiffReader(SlideReader):
         if name not in self._index.associated:
             raise self._no_such_associated(name)
         picture = self._index.associated[name]
-        return picture.read(file, 0, 0, picture.size)
+        return read_part(picture, file, Rectangle(0, 0, *picture.size))
 
     def close(self) -> None:
         """Let go of the file; it is closed when the last read has ended."""
         super().close()
         self._file = None
 
+    def native_tile(self, level: int) -> Size | None:
+        """Pixels of the tiles, or strips, that a level is stored in."""
+        return self._index.levels[level].tile
+
+    def reductions(self, level: int) -> tuple[int, ...]:
+        """1, 2, 4 and 8 for JPEG in tiles whose edges they divide; else 1 alone."""
+        return self._index.levels[level].reductions
+
     def _read_inside(self, level: int, left: int, top: int, size: Size) -> NDArray[np.uint8]:
-        return self._index.levels[level].read(self._open_file(), left, top, size)
+        return self._read_part(level, Rectangle(left, top, *size), 1)
+
+    def _read_part(self, level: int, part: Rectangle, reduce: int) -> NDArray[np.uint8]:
+        return read_part(self._index.levels[level], self._open_file(), part, reduce=reduce)
+
+    def _start_parts(
+        self, level: int, parts: Sequence[Rectangle], reduce: int
+    ) -> Callable[[], Iterator[tuple[int, Outcome]]]:
+        picture = self._index.levels[level]
+        return TileParts(picture, self._open_file(), parts, reduce=reduce).read
 
     def _open_file(self) -> FileBytes:
         file = self._file

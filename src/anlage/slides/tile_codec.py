@@ -1,4 +1,7 @@
-"""Encoded tiles of a TIFF in, RGB pixels out: JPEG, JPEG 2000, Deflate, LZW, none."""
+"""bytes tiles of a TIFF in, RGB pixels out: JPEG, also at 1/2 to 1/8 of its size, and others.
+
+JPEG 2000, WebP, JPEG XL, Deflate, LZW and no compression are decoded at full size only.
+"""
 
 from __future__ import annotations
 
@@ -10,10 +13,15 @@ import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
 
+from anlage.geometry import Size
+
 Shape = tuple[int, int, int]  # height, width, 3
 
 START_OF_IMAGE = b"\xff\xd8"
 END_OF_CODESTREAM = b"\xff\xd9"
+NO_FRAME = (0xC4, 0xC8, 0xCC)  # the markers among those of frames that begin something else
+DCT_SCALES = (1, 2, 4, 8)
+DCT_BLOCK_PX = 8
 # Adobe APP14 segment with transform 0: "these three components are RGB", which a TIFF says in
 # its photometric tag, where a JPEG decoder cannot see it. A JFIF header in the tile overrules it,
 # as in the OME-TIFFs of Bio-Formats, which say RGB and hold YCbCr.
@@ -29,7 +37,7 @@ class TileCodec:
     """How the tiles of one picture are encoded.
 
     Attributes:
-        kind: Key of ``DECODERS``.
+        kind: "jpeg", or a key of ``DECODERS``.
         jpeg_head: For JPEG: what stands in front of each tile's own segments, from the start of
             the image on (tables that the tiles share, the RGB mark); empty if they stand alone.
         is_differenced: For Deflate and LZW: rows are stored as differences (TIFF predictor 2).
@@ -39,19 +47,54 @@ class TileCodec:
     jpeg_head: bytes = b""
     is_differenced: bool = False
 
-    def decode(self, data: bytes, *, height: int, width: int) -> NDArray[np.uint8]:
-        """Pixels of one tile, (height, width, 3) uint8 RGB.
+    def reductions(self, tile: Size) -> tuple[int, ...]:
+        """Factors by which the decoder itself can reduce such tiles, smallest first.
+
+        JPEG keeps blocks of 8 x 8 pixels as frequencies, of which the decoder can transform the
+        lowest 4 x 4, 2 x 2 or 1 alone. Tiles must stay whole pixels, or they would not meet.
+        """
+        if self.kind != "jpeg":
+            return (1,)
+        return tuple(
+            n for n in DCT_SCALES if all(px % n == 0 and px >= n * DCT_BLOCK_PX for px in tile)
+        )
+
+    def decode(
+        self,
+        data: bytes,
+        *,
+        height: int,
+        width: int,
+        reduce: int = 1,
+        buffer: NDArray[np.uint8] | None = None,
+    ) -> NDArray[np.uint8]:
+        """Pixels of one tile, uint8 RGB.
+
+        Args:
+            data: The tile as it stands in the file.
+            height: Of the tile as it is stored, pixels.
+            width: Of the tile as it is stored, pixels.
+            reduce: One of ``reductions``.
+            buffer: (N,) room that a JPEG may be decoded into, N >= height * width * 3 of the
+                result: the result then is a view of it, good until it is used again.
+
+        Returns:
+            (ceil(height / reduce), ceil(width / reduce), 3) uint8.
 
         Raises:
             DecodeError: If the bytes are damaged, or hold a picture of another size.
         """
+        shape = (-(-height // reduce), -(-width // reduce), 3)
         try:
-            pixels = DECODERS[self.kind](self, data, (height, width, 3))
+            if self.kind == "jpeg":
+                pixels = _jpeg(self, data, (height, width, 3), buffer=buffer, shape=shape)
+            else:
+                pixels = DECODERS[self.kind](self, data, shape)
         except (ValueError, RuntimeError) as error:
             msg = f"{self.kind} decoder: {error}"
             raise DecodeError(msg) from error
-        if pixels.shape != (height, width, 3) or pixels.dtype != np.uint8:
-            msg = f"holds {pixels.shape} {pixels.dtype}; needs {(height, width, 3)} uint8"
+        if pixels.shape != shape or pixels.dtype != np.uint8:
+            msg = f"holds {pixels.shape} {pixels.dtype}; needs {shape} uint8"
             raise DecodeError(msg)
         return pixels
 
@@ -69,24 +112,77 @@ def jpeg_head(tables: bytes | None, *, is_rgb: bool) -> bytes:
     return START_OF_IMAGE + mark + (tables[2:-2] if tables else b"")
 
 
-def _jpeg(codec: TileCodec, data: bytes, shape: Shape) -> NDArray[np.uint8]:
-    if not data.startswith(START_OF_IMAGE):
-        msg = "no JPEG starts here"
+def _jpeg(
+    codec: TileCodec,
+    data: bytes,
+    stored: Shape,
+    *,
+    shape: Shape,
+    buffer: NDArray[np.uint8] | None,
+) -> NDArray[np.uint8]:
+    frame = _jpeg_frame(data)
+    if frame != stored:
+        msg = "holds {1} x {0} pixels of {2} components; ".format(*frame)
+        msg += "needs {1} x {0} of {2}".format(*stored)
         raise DecodeError(msg)
     if codec.jpeg_head:
-        data = codec.jpeg_head + data[2:]
-    height, width = simplejpeg.decode_jpeg_header(data)[:2]
-    if (height, width) != shape[:2]:
-        msg = f"holds {width} x {height} pixels; needs {shape[1]} x {shape[0]}"
+        data = codec.jpeg_head + memoryview(data)[2:]
+    if shape == stored:
+        return np.asarray(simplejpeg.decode_jpeg(data, "RGB", buffer=buffer, strict=True))
+    # simplejpeg takes the smallest scale that still gives this many rows and columns. Without
+    # them it decodes at full size whatever its ``min_factor``, which only refuses scales.
+    height, width = shape[:2]
+    return np.asarray(
+        simplejpeg.decode_jpeg(
+            data, "RGB", min_height=height, min_width=width, buffer=buffer, strict=True
+        )
+    )
+
+
+def _jpeg_frame(data: bytes) -> tuple[int, int, int]:
+    """Height, width and components that a JPEG's frame header states.
+
+    The size of the result would not do: a scale is chosen to fit the size that is asked for.
+    """
+    if data[:2] != START_OF_IMAGE:
+        msg = "no JPEG starts here"
         raise DecodeError(msg)
-    return np.asarray(simplejpeg.decode_jpeg(data, "RGB", strict=True))
+    at, end = 2, len(data) - 9
+    while at < end and data[at] == 0xFF:
+        marker = data[at + 1]
+        if 0xC0 <= marker <= 0xCF and marker not in NO_FRAME:
+            height, width = data[at + 5] << 8 | data[at + 6], data[at + 7] << 8 | data[at + 8]
+            return height, width, data[at + 9]
+        at += 2 + (data[at + 2] << 8 | data[at + 3]) if marker != 0xFF else 1  # 0xFF: filling
+    msg = "the JPEG has no frame header"
+    raise DecodeError(msg)
 
 
 def _jpeg2000(codec: TileCodec, data: bytes, shape: Shape) -> NDArray[np.uint8]:
-    if not data.rstrip(b"\0").endswith(END_OF_CODESTREAM):  # OpenJPEG fills what is missing
-        msg = "the codestream does not end"
+    if not bytes(data[-64:]).rstrip(b"\0").endswith(END_OF_CODESTREAM):
+        msg = "the codestream does not end"  # OpenJPEG would fill what is missing
         raise DecodeError(msg)
-    return np.asarray(imagecodecs.jpeg2k_decode(data))
+    return np.asarray(imagecodecs.jpeg2k_decode(data, numthreads=1))
+
+
+def _jpegls(codec: TileCodec, data: bytes, shape: Shape) -> NDArray[np.uint8]:
+    return np.asarray(imagecodecs.jpegls_decode(data))  # DICOM's; a TIFF has none
+
+
+def _webp(codec: TileCodec, data: bytes, shape: Shape) -> NDArray[np.uint8]:
+    return _opaque(np.asarray(imagecodecs.webp_decode(data)))
+
+
+def _jpegxl(codec: TileCodec, data: bytes, shape: Shape) -> NDArray[np.uint8]:
+    return _opaque(np.asarray(imagecodecs.jpegxl_decode(data, numthreads=1)))
+
+
+def _opaque(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """As it is, without an alpha channel, which a TIFF of three samples does not have."""
+    if pixels.ndim == 3 and pixels.shape[2] == 4:
+        msg = "has an alpha channel, where the file says RGB"
+        raise DecodeError(msg)
+    return pixels
 
 
 def _deflate(codec: TileCodec, data: bytes, shape: Shape) -> NDArray[np.uint8]:
@@ -107,8 +203,10 @@ def _shaped(data: bytes | bytearray, codec: TileCodec, shape: Shape) -> NDArray[
 
 
 DECODERS: Mapping[str, Callable[[TileCodec, bytes, Shape], NDArray[np.uint8]]] = {
-    "jpeg": _jpeg,
     "jpeg2000": _jpeg2000,
+    "jpegls": _jpegls,
+    "webp": _webp,
+    "jpegxl": _jpegxl,
     "deflate": _deflate,
     "lzw": _lzw,
     "none": _none,

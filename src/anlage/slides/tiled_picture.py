@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
 from anlage.errors import SlideError
 from anlage.geometry import Size
-from anlage.slides.file_bytes import FileBytes
-from anlage.slides.reader import WHITE
+from anlage.slides.byte_source import ByteSource, Range
 from anlage.slides.tile_codec import DecodeError, TileCodec
 
 
@@ -47,7 +47,12 @@ class TiledPicture:
         """Tiles in a column."""
         return -(-self.size.height // self.tile.height)
 
-    def refuse_if_outside(self, file: FileBytes) -> None:
+    @cached_property
+    def reductions(self) -> tuple[int, ...]:
+        """Factors at which it can be decoded, smallest first; 1 is always there."""
+        return tuple(n for n in self.codec.reductions(self.tile) if min(self.size) >= n)
+
+    def refuse_if_outside(self, file: ByteSource) -> None:
         """Check the whole index against the length of the file.
 
         Raises:
@@ -70,47 +75,42 @@ class TiledPicture:
                 f"{self.name} do not lie in the file. Copy it again from its source.",
             )
 
-    def read(self, file: FileBytes, left: int, top: int, size: Size) -> NDArray[np.uint8]:
-        """A rectangle that lies wholly inside the picture.
+    def place(self, index: int) -> Range:
+        """Where the bytes of a tile lie: offset and count."""
+        return self.offsets.item(index), self.counts.item(index)
+
+    def decode(
+        self,
+        index: int,
+        data: bytes,
+        *,
+        path: str,
+        reduce: int = 1,
+        buffer: NDArray[np.uint8] | None = None,
+    ) -> NDArray[np.uint8] | None:
+        """Pixels of one tile, (height, width, 3) uint8 RGB of it reduced; None: it is white.
 
         Args:
-            file: The file the picture is in.
-            left: First column, pixels of the picture.
-            top: First row, pixels of the picture.
-            size: Pixels to read.
-
-        Returns:
-            (size.height, size.width, 3) uint8 RGB, a new array.
+            index: Number of the tile, row by row.
+            data: Its bytes.
+            path: The file, for the error.
+            reduce: One of ``reductions``.
+            buffer: Room that the result may be in, as for ``TileCodec.decode``.
 
         Raises:
-            SlideError: If a touched tile is damaged; it names the tile.
+            SlideError: If the tile is damaged; it names the tile.
         """
-        region = np.empty((size.height, size.width, 3), np.uint8)
-        right, bottom = left + size.width, top + size.height
-        for row in range(top // self.tile.height, (bottom - 1) // self.tile.height + 1):
-            y = row * self.tile.height
-            y0, y1 = max(top, y), min(bottom, y + self.tile.height)
-            for column in range(left // self.tile.width, (right - 1) // self.tile.width + 1):
-                x = column * self.tile.width
-                x0, x1 = max(left, x), min(right, x + self.tile.width)
-                tile = self._tile(file, row * self.n_across + column)
-                part = WHITE if tile is None else tile[y0 - y : y1 - y, x0 - x : x1 - x]
-                region[y0 - top : y1 - top, x0 - left : x1 - left] = part
-        return region
-
-    def _tile(self, file: FileBytes, index: int) -> NDArray[np.uint8] | None:
-        offset, count = int(self.offsets[index]), int(self.counts[index])
+        offset, count = self.place(index)
         if offset == 0 and count == 0:
             return None
-        height = self.tile.height
+        width, height = self.tile
         if self.is_stripped:
             height = min(height, self.size.height - index * height)
-        data = file.read(offset, count)
         try:
-            return self.codec.decode(data, height=height, width=self.tile.width)
+            return self.codec.decode(data, height=height, width=width, reduce=reduce, buffer=buffer)
         except DecodeError as error:
             raise SlideError(
-                file.path,
+                path,
                 f"{self._where(index)} (bytes {offset} to {offset + count}) is damaged: {error}.",
             ) from error
 
