@@ -111,13 +111,13 @@ def test_other_arrays_are_a_callers_error(pixels: np.ndarray) -> None:
 
 
 def test_a_slides_stains_come_from_all_over_its_tissue() -> None:
-    order = np.random.default_rng(6).permutation(1024 * 1024)
-    picture = mixed(two_stained(1024 * 1024, seed=6), OTHER)[order].reshape(1024, 1024, 3)
+    picture = mixed(two_stained(1024 * 1024, seed=6), OTHER).reshape(1024, 1024, 3)
+    picture = picture.swapaxes(0, 1).copy()  # one stain at the left, the other in the middle
     picture[:512] = 245
-    picture[600:640, 600:640] = (20, 200, 20)  # ink, less than a percentile
     slide = ArraySlide([picture], mpp=1.0)
     tissue = TissueMask(np.repeat([False, True], 64)[:, None].repeat(128, axis=1), 8.0)
     found = slide_stains(slide, tissue)
-    assert degrees_apart(found.vectors_23[0], OTHER[0]) < 3
+    for ours, known in zip(found.vectors_23, OTHER, strict=True):
+        assert degrees_apart(ours, known) < 1.5
     with pytest.raises(StainError, match="tile that is half tissue; got none"):
         slide_stains(slide, TissueMask(np.zeros((128, 128), bool), 8.0))
