@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple, get_args
 
 import cv2
 import numpy as np
@@ -15,6 +17,8 @@ from anlage.slides.reader import Level, SlideReader
 
 TOLERANCE = 0.02  # a level this much coarser than the target still counts as fine enough
 EXACT = 1e-9
+Decode = Literal["scaled", "full"]
+DECODES: tuple[str, ...] = get_args(Decode)
 CV2_COPIES_BELOW = 0.51  # cv2.resize copies when source and target round to the same size
 
 
@@ -31,13 +35,90 @@ def choose_level(levels: Sequence[Level], *, slide_mpp: float, target_mpp: float
     return max(fine_enough, key=lambda i: levels[i].downsample, default=0)
 
 
-def read_tile(slide: SlideReader, x: int, y: int, *, size_px: int, mpp: float) -> NDArray[np.uint8]:
+@dataclass(frozen=True, slots=True)
+class TileWindow:
+    """One tile to be read: where it begins, and what its pixels are.
+
+    Attributes:
+        x: Left edge, level-0 pixels.
+        y: Top edge, level-0 pixels.
+        size_px: Edge, in pixels at ``mpp``, >= 1.
+        mpp: Resolution, micrometres per pixel.
+    """
+
+    x: int
+    y: int
+    size_px: int
+    mpp: float
+
+
+class TileSource(NamedTuple):
+    """The pixels a tile is made of: a square of a level that the decoder may have reduced.
+
+    Attributes:
+        level: Index into the slide's levels.
+        reduce: One of the level's ``reductions``.
+        ratio: Pixels of the level reduced per pixel of the tile, not rounded.
+        edge_px: Edge of the square, pixels of the level reduced.
+    """
+
+    level: int
+    reduce: int
+    ratio: float
+    edge_px: int
+
+
+def choose_source(
+    slide: SlideReader, *, size_px: int, mpp: float, decode: Decode, reduce: int | None = None
+) -> TileSource:
+    """What a tile is read from: the coarsest level, and reduction of it, that is fine enough.
+
+    Args:
+        slide: Open slide that knows its resolution.
+        size_px: Tile edge, in pixels at ``mpp``, >= 1.
+        mpp: Resolution of the tile, micrometres per pixel.
+        decode: "scaled" lets the decoder reduce, "full" does not.
+        reduce: Take this reduction of the level instead.
+
+    Raises:
+        ResolutionError: If the slide is more than 2 % coarser than ``mpp``, or its own is unknown.
+        ValueError: If ``size_px`` or ``mpp`` is not above 0, or there is no such ``decode``.
+    """
+    if size_px < 1 or not mpp > 0:
+        msg = f"read_tile needs size_px >= 1 and mpp > 0; got size_px={size_px}, mpp={mpp}."
+        raise ValueError(msg)
+    if decode not in DECODES:
+        msg = f"read_tile needs decode to be one of {', '.join(DECODES)}; got {decode!r}."
+        raise ValueError(msg)
+    level = choose_level(slide.levels, slide_mpp=slide.mpp, target_mpp=mpp)
+    level_mpp = slide.mpp * slide.levels[level].downsample
+    if reduce is None:
+        largest = mpp / level_mpp * (1 + TOLERANCE) if decode == "scaled" else 1
+        reduce = max((n for n in slide.reductions(level) if n <= largest), default=1)
+    ratio = level0_px(1, mpp=mpp, slide_mpp=level_mpp * reduce)
+    if ratio < 1 / (1 + TOLERANCE) - EXACT:
+        raise ResolutionError(
+            slide.path,
+            f"is too coarse for {mpp:g} µm per pixel: its finest level has {level_mpp:g}. "
+            f"Ask for mpp >= {level_mpp:g}, or leave this slide out.",
+        )
+    if abs(ratio - 1) * size_px < EXACT:
+        return TileSource(level, reduce, 1.0, size_px)
+    edge_px = math.ceil(size_px * ratio - EXACT) + (1 if ratio < 1 else 0)
+    return TileSource(level, reduce, ratio, edge_px)
+
+
+def read_tile(
+    slide: SlideReader, x: int, y: int, *, size_px: int, mpp: float, decode: Decode = "scaled"
+) -> NDArray[np.uint8]:
     """One square tile at exactly ``mpp``, however that divides the slide's levels.
 
-    Read from the coarsest level that is fine enough, then reduced by area (every source pixel
-    counts by the share of it that the target pixel covers) with the unrounded ratio. A level up
-    to 2 % coarser than the target is interpolated linearly. The tile begins at the level's pixel
-    nearest to the corner; beyond the slide it is white.
+    Read from the coarsest level that is fine enough, which the decoder itself reduces by 2, 4 or 8
+    where it can and that is fine enough too; then reduced by area (every source pixel counts by
+    the share of it that the target pixel covers) with the unrounded ratio. A source up to 2 %
+    coarser than the target is interpolated linearly. The tile begins at the pixel nearest to the
+    corner of the level reduced, hence at most half a pixel of its own beside it (less, the larger
+    the ratio); beyond the slide it is white.
 
     Args:
         slide: Open slide that knows its resolution.
@@ -45,6 +126,8 @@ def read_tile(slide: SlideReader, x: int, y: int, *, size_px: int, mpp: float) -
         y: Top edge, level-0 pixels.
         size_px: Tile edge, in pixels at ``mpp``, >= 1.
         mpp: Resolution of the tile, micrometres per pixel.
+        decode: "full" decodes every pixel and averages, which is slower: the corner is then one
+            of the stored level's pixels, and the pixels are the plain mean of those they cover.
 
     Returns:
         (size_px, size_px, 3) uint8 RGB.
@@ -54,26 +137,26 @@ def read_tile(slide: SlideReader, x: int, y: int, *, size_px: int, mpp: float) -
         ValueError: If ``size_px`` or ``mpp`` is not above 0.
         SlideError: If the pixels are damaged.
     """
-    if size_px < 1 or not mpp > 0:
-        msg = f"read_tile needs size_px >= 1 and mpp > 0; got size_px={size_px}, mpp={mpp}."
-        raise ValueError(msg)
-    level = choose_level(slide.levels, slide_mpp=slide.mpp, target_mpp=mpp)
-    level_mpp = slide.mpp * slide.levels[level].downsample
-    ratio = level0_px(1, mpp=mpp, slide_mpp=level_mpp)
-    if ratio < 1 / (1 + TOLERANCE) - EXACT:
-        raise ResolutionError(
-            slide.path,
-            f"is too coarse for {mpp:g} µm per pixel: its finest level has {level_mpp:g}. "
-            f"Ask for mpp >= {level_mpp:g}, or leave this slide out.",
-        )
-    if abs(ratio - 1) * size_px < EXACT:
-        return slide.read_region(x, y, size_px, size_px, level=level)
-    source_px = math.ceil(size_px * ratio - EXACT) + (1 if ratio < 1 else 0)
-    source = slide.read_region(x, y, source_px, source_px, level=level)
-    if source_px - source_px / ratio < CV2_COPIES_BELOW:
-        return _averaged(source, ratio, size_px)
+    source = choose_source(slide, size_px=size_px, mpp=mpp, decode=decode)
+    edge_px = source.edge_px
+    pixels = slide.read_region(x, y, edge_px, edge_px, level=source.level, reduce=source.reduce)
+    return resample(pixels, ratio=source.ratio, size_px=size_px)
+
+
+def resample(pixels: NDArray[np.uint8], *, ratio: float, size_px: int) -> NDArray[np.uint8]:
+    """A square tile from the square of source pixels that holds it; by area, or linear below 1.
+
+    Args:
+        pixels: (E, E, 3) uint8, E as in ``TileSource.edge_px``.
+        ratio: Source pixels per pixel of the tile; at exactly 1 the pixels are returned.
+        size_px: Edge of the tile.
+    """
+    if ratio == 1:
+        return pixels
+    if len(pixels) - len(pixels) / ratio < CV2_COPIES_BELOW:
+        return _averaged(pixels, ratio, size_px)
     # Without a target size cv2 keeps the ratio as it is, and does not round it to fit one.
-    reduced = cv2.resize(source, None, fx=1 / ratio, fy=1 / ratio, interpolation=cv2.INTER_AREA)
+    reduced = cv2.resize(pixels, None, fx=1 / ratio, fy=1 / ratio, interpolation=cv2.INTER_AREA)
     return np.asarray(reduced[:size_px, :size_px], np.uint8)
 
 

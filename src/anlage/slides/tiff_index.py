@@ -11,6 +11,7 @@ import tifffile
 
 from anlage.errors import SlideError
 from anlage.geometry import Size
+from anlage.slides.byte_source import ByteSource
 from anlage.slides.reader import UnknownFormatError
 from anlage.slides.resolution import Stated
 from anlage.slides.tiff_metadata import stated_by, vendor_of
@@ -22,7 +23,8 @@ MAX_TILE_PX = 2**25  # one strip as high as a slide would be decoded whole for e
 RGB, YCBCR = 2, 6
 JPEG = 7
 CODECS = {1: "none", 5: "lzw", JPEG: "jpeg", 8: "deflate", 32946: "deflate"}
-CODECS |= {50001: "webp", 50002: "jpegxl", 33005: "jpeg2000", 34712: "jpeg2000"}  # Aperio's RGB variant, and the standard's
+CODECS |= {50001: "webp", 50002: "jpegxl"}
+CODECS |= {33005: "jpeg2000", 34712: "jpeg2000"}  # Aperio's RGB variant, and the standard's
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,7 @@ class TiffIndex:
     icc_profile: bytes | None
 
 
-def read_tiff_index(path: str) -> TiffIndex:
+def read_tiff_index(source: ByteSource) -> TiffIndex:
     """Parse a TIFF's index; no pixel is read.
 
     A damaged index is refused for every reader: OpenSlide ends the whole process when it is
@@ -54,8 +56,9 @@ def read_tiff_index(path: str) -> TiffIndex:
         UnknownFormatError: If it is none that we read; it says what it is.
         SlideError: If its index is damaged, or its pixels are not 8-bit colour.
     """
+    path = source.path
     try:
-        with tifffile.TiffFile(path) as tiff:
+        with source.as_file() as file, tifffile.TiffFile(file) as tiff:
             return _indexed(path, tiff)
     except SlideError:
         raise
