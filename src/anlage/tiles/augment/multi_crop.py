@@ -18,6 +18,7 @@ from anlage.tiles.augment import colour
 from anlage.tiles.augment.parameters import ViewParameters, draw_parameters
 from anlage.tiles.augment.resample import apply_weights, blur_weights, crop_weights
 from anlage.tiles.augment.spec import MultiCropSpec
+from anlage.tiles.augment.stain import jitter_stains, stain_basis
 
 __all__ = ["MultiCropSpec", "Views", "views"]
 
@@ -46,7 +47,7 @@ class Views:
 def views(
     pixels_B3SS: Tensor, g: Sequence[int] | NDArray[np.int64], *, spec: MultiCropSpec, seed: int
 ) -> Views:
-    """Global and local crops of each tile: crop, flip, resize, jitter, greyscale, blur, solarize.
+    """Global and local crops of each tile: crop, flip, resize, stains, colours, blur, solarize.
 
     The decisions are a pure function of (seed, g) and drawn on the CPU; the pixels are changed on
     their device, whole groups at once. A view does not depend on the other tiles of the batch.
@@ -118,7 +119,16 @@ def _cut(rows_BS3S: Tensor, flat: ViewParameters, *, n_views: int, edge_px: int)
 
 
 def _change_colours(crops_N3HW: Tensor, flat: ViewParameters, spec: MultiCropSpec) -> None:
-    """Jitter, greyscale, blur and solarize in place; each step touches only the views it is for."""
+    """Stains, jitter, greyscale, blur and solarize in place; each only in the views it is for."""
+    chosen = np.flatnonzero(flat.stain)
+    if len(chosen) > 0:
+        stained = partial(
+            jitter_stains,
+            factor_N3=_to(crops_N3HW.device, flat.stain_factor[chosen]),
+            offset_N3=_to(crops_N3HW.device, flat.stain_offset[chosen]),
+            basis_33=stain_basis(spec.stain_vectors),
+        )
+        _change(crops_N3HW, chosen, stained)
     for turn in range(4):
         for step, apply in enumerate(JITTER_STEPS):
             if spec.jitter[step] > 0:

@@ -17,6 +17,8 @@ from anlage.tiles.keyed_random import Purpose, uniforms
 
 Floats = NDArray[np.float64]
 N_CROP_ATTEMPTS = 10  # torchvision's random resized crop tries as often
+N_STAINS = 3
+STAIN_ITEM = 1  # a sample's second piece of numbers: runs without stain jitter stay as they were
 N_NUMBERS = 2 * N_CROP_ATTEMPTS + 16  # a view's numbers: its crop, then one for each decision below
 JITTER_ORDERS = np.array(list(permutations(range(4))))
 
@@ -35,6 +37,9 @@ class ViewParameters:
         jitter: Whether the view is jittered.
         factors: (V, B, 4) brightness, contrast and saturation factors, hue in turns.
         order: (V, B, 4) which of the four comes first, second, third and last.
+        stain: Whether the view's stains are changed.
+        stain_factor: (V, B, 3) factor of each stain's concentration.
+        stain_offset: (V, B, 3) what is added to it.
         grayscale: Whether the view loses its colour.
         blur: Whether the view is blurred.
         sigma: Standard deviation of the blur, pixels of the view.
@@ -50,6 +55,9 @@ class ViewParameters:
     jitter: NDArray[np.bool_]
     factors: Floats
     order: NDArray[np.int64]
+    stain: NDArray[np.bool_]
+    stain_factor: Floats
+    stain_offset: Floats
     grayscale: NDArray[np.bool_]
     blur: NDArray[np.bool_]
     sigma: Floats
@@ -86,6 +94,7 @@ def draw_parameters(g: Sequence[int], *, spec: MultiCropSpec, seed: int) -> View
     strength = np.array(spec.jitter)
     center = np.array([1.0, 1.0, 1.0, 0.0])
     sigma_low, sigma_high = spec.blur_sigma
+    stain, stain_factor, stain_offset = _stain_changes(g, spec, seed)
     blur_chance = (*spec.global_blur_probability, *(spec.local_blur_probability,) * spec.n_local)
     solarize_chance = (*spec.solarize_probability, *(0.0,) * spec.n_local)
     return ViewParameters(
@@ -98,11 +107,31 @@ def draw_parameters(g: Sequence[int], *, spec: MultiCropSpec, seed: int) -> View
         jitter=d_UVB[4] < spec.jitter_probability,
         factors=center + strength * (2 * np.moveaxis(d_UVB[5:9], 0, -1) - 1),
         order=JITTER_ORDERS[(d_UVB[9] * len(JITTER_ORDERS)).astype(np.int64)],
+        stain=stain,
+        stain_factor=stain_factor,
+        stain_offset=stain_offset,
         grayscale=d_UVB[10] < spec.grayscale_probability,
         blur=d_UVB[11] < np.array(blur_chance)[:, None],
         sigma=sigma_low + (sigma_high - sigma_low) * d_UVB[12],
         solarize=d_UVB[13] < np.array(solarize_chance)[:, None],
     )
+
+
+def _stain_changes(
+    g: Sequence[int], spec: MultiCropSpec, seed: int
+) -> tuple[NDArray[np.bool_], Floats, Floats]:
+    """Whether and how each view's stains change: (V, B), (V, B, 3) and (V, B, 3)."""
+    shape = (spec.n_views, len(g), N_STAINS)
+    if spec.stain_jitter == 0:
+        return np.zeros(shape[:2], np.bool_), np.ones(shape), np.zeros(shape)
+    n = spec.n_views * (1 + 2 * N_STAINS)
+    drawn = [uniforms(n, seed=seed, g=int(i), purpose=Purpose.VIEWS, item=STAIN_ITEM) for i in g]
+    u_VBU = np.stack(drawn).reshape(len(drawn), spec.n_views, -1).swapaxes(0, 1)
+    spread_VBU = spec.stain_jitter * (2 * u_VBU[..., 1:] - 1)
+    factor, offset = 1 + spread_VBU[..., :N_STAINS], spread_VBU[..., N_STAINS:]
+    if spec.stain_vectors is not None:  # what lies across the two stains is no dye
+        factor[..., 2], offset[..., 2] = 1, 0
+    return u_VBU[..., 0] < spec.stain_jitter_probability, factor, offset
 
 
 def _boxes(u_VBU: Floats, spec: MultiCropSpec) -> tuple[NDArray[np.int64], ...]:

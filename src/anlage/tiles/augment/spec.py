@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, Self
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Probability = Annotated[float, Field(ge=0, le=1)]
 Edge = Annotated[int, Field(ge=1)]
+LEAST_SINE = 0.05  # of the angle between two stains, times their lengths
+Density = Annotated[float, Field(ge=-1, le=1)]
 
 
 class MultiCropSpec(BaseModel):
@@ -34,6 +37,11 @@ class MultiCropSpec(BaseModel):
         vflip_probability: Chance of an up-down flip of a view.
         jitter: Strength of brightness, contrast, saturation (factors 1 ± x) and hue (turns, ± x).
         jitter_probability: Chance that a view is jittered, all four in a random order.
+        stain_jitter: Strength s of a change of each stain's concentration before the jitter of
+            colours: c becomes f c + o, f within 1 ± s and o within ± s; 0 switches it off.
+        stain_jitter_probability: Chance that a view's stains are changed.
+        stain_vectors: Optical densities of the two stains that are changed, as ``estimate_stains``
+            finds them; none for haematoxylin, eosin and DAB (``HED-light``).
         grayscale_probability: Chance that a view loses its colour.
         global_blur_probability: Chance of a Gaussian blur, one for each global crop.
         local_blur_probability: Chance of a Gaussian blur of a local crop.
@@ -42,7 +50,8 @@ class MultiCropSpec(BaseModel):
         solarize_probability: Chance that bright values are inverted, one for each global crop.
 
     Source: Oquab et al. 2023, DINOv2, arXiv:2304.07193 and its DataAugmentationDINO; Zimmermann et
-    al. 2024, Virchow2, arXiv:2408.00738 (the exact ranges of extended context are not published).
+    al. 2024, Virchow2, arXiv:2408.00738 (the exact ranges of extended context are not published);
+    ``jitter_stains`` for the stains.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -64,6 +73,9 @@ class MultiCropSpec(BaseModel):
         *(0.4, 0.4, 0.2, 0.1),
     )
     jitter_probability: Probability = 0.8
+    stain_jitter: float = Field(default=0.0, ge=0, lt=1)
+    stain_jitter_probability: Probability = 0.5
+    stain_vectors: tuple[tuple[Density, Density, Density], ...] | None = None
     grayscale_probability: Probability = 0.2
     global_blur_probability: tuple[Probability, ...] = (1.0, 0.1)
     local_blur_probability: Probability = 0.5
@@ -97,6 +109,19 @@ class MultiCropSpec(BaseModel):
                     "Lower the greatest area."
                 )
                 raise ValueError(msg)
+        return self
+
+    @model_validator(mode="after")
+    def _stains_are_two(self) -> Self:
+        if self.stain_vectors is None:
+            return self
+        given = np.array(self.stain_vectors)
+        if len(given) != 2 or np.linalg.norm(np.cross(*given)) < LEAST_SINE:
+            msg = (
+                "stain_vectors needs two densities of different directions; got "
+                f"{given.tolist()}. Take what estimate_stains finds, or leave it out for HED."
+            )
+            raise ValueError(msg)
         return self
 
     @model_validator(mode="after")
