@@ -7,9 +7,14 @@ from collections.abc import Sequence
 from concurrent.futures import Future
 from typing import BinaryIO, ClassVar
 
+from anlage.errors import SlideError
 from anlage.slides.location import is_remote
 
 Range = tuple[int, int]  # offset, count
+
+
+class SlideChangedError(SlideError):
+    """The file is not the one that was opened or indexed."""
 
 
 class ByteSource(ABC):

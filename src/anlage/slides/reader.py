@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from anlage.errors import ResolutionError, SlideError
 from anlage.geometry import Size, level_px
+from anlage.slides.location import is_remote
 from anlage.slides.rectangle import Outcome, Rectangle
 from anlage.slides.resolution import Resolution
 from anlage.slides.shared_reads import read_together
@@ -46,6 +47,7 @@ class SlideReader(ABC):
         suffixes: Endings of file names to find such slides in folders by; only of readers that
             another package brings, since ours are in ``discovery``.
         path: The file, as it was given.
+        version: Changes when the file does: a remote slide's ETag; "" where it is not known.
         vendor: Who wrote the format, e.g. "aperio", "generic-tiff", "png".
         levels: The pyramid, finest first; never empty.
         resolution: Micrometres per level-0 pixel and where that came from; None if nothing
@@ -64,6 +66,7 @@ class SlideReader(ABC):
         resolution: Resolution | ResolutionError,
     ) -> None:
         self.path = path
+        self.version = ""
         self.vendor = vendor
         self.levels = tuple(levels)
         self._resolution = resolution
@@ -280,13 +283,25 @@ def levels_of(sizes: Sequence[Size]) -> tuple[Level, ...]:
     return tuple(levels)
 
 
-def open_slide(path: str | Path, *, mpp: float | None = None) -> SlideReader:
-    """Open a slide of any format that one of the readers knows.
+def open_slide(
+    location: str | Path,
+    *,
+    mpp: float | None = None,
+    version: str | None = None,
+    size: int | None = None,
+) -> SlideReader:
+    """Open a slide of any format that one of the readers knows, local or remote.
+
+    TIFF slides are read where they are, by ranged requests; other formats are copied to a folder
+    of this machine first (``staging``).
 
     Args:
-        path: The slide's file.
+        location: The slide's file, or its URL (``s3://``, ``gs://``, ``az://``, ``https://``).
         mpp: Resolution of level 0 in micrometres per pixel, in place of what the file says:
             the catalogue's, or the user's.
+        version: Of a remote slide, as the catalogue says it: no other is read.
+        size: Length of a remote slide in bytes, likewise; with both no request is made here if
+            the slide has been opened on this machine before.
 
     Returns:
         The slide, open; close it, or use it in a ``with`` block.
@@ -297,19 +312,39 @@ def open_slide(path: str | Path, *, mpp: float | None = None) -> SlideReader:
         ResolutionError: If ``mpp`` itself is absurd. A slide that does not say its resolution
             opens; its ``mpp`` raises.
     """
-    file = Path(path)
+    if is_remote(str(location)):
+        from anlage.slides.remote_opening import open_remote
+
+        return open_remote(str(location), mpp=mpp, version=version, size=size)
+    file = Path(location)
     if file.is_dir():
-        raise SlideError(path, "is a folder. Name the slide's file inside it.")
+        raise SlideError(location, "is a folder. Name the slide's file inside it.")
     if not file.exists():
-        raise SlideError(path, "does not exist. Check the path.")
+        raise SlideError(location, "does not exist. Check the path.")
     if file.stat().st_size == 0:
-        raise SlideError(path, "is empty (0 bytes). Copy it again from its source.")
+        raise SlideError(location, "is empty (0 bytes). Copy it again from its source.")
     from anlage.slides.reader_table import readers  # they implement the interface above
 
+    return first_that_opens(str(location), readers(), mpp=mpp)
+
+
+def first_that_opens(
+    path: str, readers: Iterable[tuple[str, Callable[..., SlideReader]]], *, mpp: float | None
+) -> SlideReader:
+    """A local slide by the first reader that knows its format.
+
+    Args:
+        path: The slide's file.
+        readers: Name and opener of each.
+        mpp: As for ``open_slide``.
+
+    Raises:
+        SlideError: If one of them finds it damaged, or none knows it.
+    """
     reasons = []
-    for name, reader in readers():
+    for name, reader in readers:
         try:
-            return reader(str(path), mpp=mpp)
+            return reader(path, mpp=mpp)
         except UnknownFormatError as error:
             reasons.append(f"{name}: {error.message}")
     raise SlideError(path, "no reader knows this file. " + " ".join(reasons))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import ClassVar
 
 import numpy as np
@@ -10,12 +12,12 @@ from numpy.typing import NDArray
 
 from anlage.errors import SlideError
 from anlage.geometry import Size
-from anlage.slides.file_bytes import FileBytes
+from anlage.slides.byte_source import ByteSource, SlideChangedError
 from anlage.slides.reader import SlideReader, UnknownFormatError, levels_of
 from anlage.slides.rectangle import Outcome, Rectangle
 from anlage.slides.resolution import find_resolution
-from anlage.slides.tiff_chain import refuse_broken_chain
-from anlage.slides.tiff_index import read_tiff_index
+from anlage.slides.tiff_index import TiffIndex
+from anlage.slides.tiff_opening import OpenTiff, open_tiff, reopen_tiff
 from anlage.slides.tile_parts import TileParts, read_part
 
 
@@ -23,11 +25,15 @@ class TiffReader(SlideReader):
     """A TIFF slide of 8-bit RGB: its index is parsed once, then each read decodes what it touches.
 
     Reads share one file descriptor and no lock; the decoders release the GIL. A damaged tile
-    costs the reads that touch it and no others.
+    costs the reads that touch it and no others. A remote slide that was opened before is opened
+    without a request; should its first read find that it is another file by now, that is opened
+    in its place if it has the same levels, and refused if not.
 
     Args:
-        path: The slide's file.
+        path: The slide's file, or its URL.
         mpp: Resolution of level 0, micrometres per pixel, in place of what the file says.
+        version: Of a remote slide, if a catalogue says it: no other is read.
+        size: Its length, bytes, likewise.
 
     Raises:
         UnknownFormatError: If it is no TIFF, or holds something else than 8-bit RGB.
@@ -36,10 +42,16 @@ class TiffReader(SlideReader):
 
     reader: ClassVar[str] = "tiled-tiff"
 
-    def __init__(self, path: str, *, mpp: float | None = None) -> None:
-        file = FileBytes(path)
-        refuse_broken_chain(file)
-        index = read_tiff_index(path)
+    def __init__(
+        self,
+        path: str,
+        *,
+        mpp: float | None = None,
+        version: str | None = None,
+        size: int | None = None,
+    ) -> None:
+        self._opened: OpenTiff | None = open_tiff(path, version=version, size=size)
+        index = self._opened.index
         super().__init__(
             path,
             vendor=index.vendor,
@@ -47,10 +59,9 @@ class TiffReader(SlideReader):
             resolution=find_resolution(path, index.stated, override=mpp),
         )
         self._refuse_if_not_one_pyramid()
+        self.version = self._opened.source.version
         self._index = index
-        self._file: FileBytes | None = file
-        for picture in (*index.levels, *index.associated.values()):
-            picture.refuse_if_outside(file)
+        self._swap = threading.Lock()
 
     @property
     def associated(self) -> tuple[str, ...]:
@@ -64,16 +75,16 @@ class TiffReader(SlideReader):
 
     def read_associated(self, name: str) -> NDArray[np.uint8]:
         """One of the ``associated`` pictures, whole, (height, width, 3) uint8 RGB."""
-        file = self._open_file()
+        self._refuse_if_closed()
         if name not in self._index.associated:
             raise self._no_such_associated(name)
-        picture = self._index.associated[name]
-        return read_part(picture, file, Rectangle(0, 0, *picture.size))
+        place = Rectangle(0, 0, *self._index.associated[name].size)
+        return self._checked(lambda index, source: read_part(index.associated[name], source, place))
 
     def close(self) -> None:
         """Let go of the file; it is closed when the last read has ended."""
         super().close()
-        self._file = None
+        self._opened = None
 
     def native_tile(self, level: int) -> Size | None:
         """Pixels of the tiles, or strips, that a level is stored in."""
@@ -87,19 +98,70 @@ class TiffReader(SlideReader):
         return self._read_part(level, Rectangle(left, top, *size), 1)
 
     def _read_part(self, level: int, part: Rectangle, reduce: int) -> NDArray[np.uint8]:
-        return read_part(self._index.levels[level], self._open_file(), part, reduce=reduce)
+        return self._checked(
+            lambda index, source: read_part(index.levels[level], source, part, reduce=reduce)
+        )
 
     def _start_parts(
         self, level: int, parts: Sequence[Rectangle], reduce: int
     ) -> Callable[[], Iterator[tuple[int, Outcome]]]:
-        picture = self._index.levels[level]
-        return TileParts(picture, self._open_file(), parts, reduce=reduce).read
+        def start() -> TileParts:
+            opened = self._open()
+            return TileParts(opened.index.levels[level], opened.source, parts, reduce=reduce)
 
-    def _open_file(self) -> FileBytes:
-        file = self._file
-        if file is None:
+        started = start()
+        if not self._open().is_presumed:
+            return started.read
+
+        def read_checked() -> Iterator[tuple[int, Outcome]]:
+            outcomes = list(started.read())
+            if any(isinstance(outcome, SlideChangedError) for _, outcome in outcomes):
+                self._reopen()
+                outcomes = list(start().read())
+            self._confirm()
+            yield from outcomes
+
+        return read_checked
+
+    def _checked(
+        self, read: Callable[[TiffIndex, ByteSource], NDArray[np.uint8]]
+    ) -> NDArray[np.uint8]:
+        """Read; if an index from last time is not this file's, once more with the right one."""
+        opened = self._open()
+        if not opened.is_presumed:
+            return read(opened.index, opened.source)
+        try:
+            pixels = read(opened.index, opened.source)
+        except SlideChangedError:
+            opened = self._reopen()
+            pixels = read(opened.index, opened.source)
+        self._confirm()
+        return pixels
+
+    def _open(self) -> OpenTiff:
+        opened = self._opened
+        if opened is None:
             raise SlideError(self.path, "has been closed. Open it again with open_slide.")
-        return file
+        return opened
+
+    def _confirm(self) -> None:
+        with self._swap:
+            if self._opened is not None:
+                self._opened = replace(self._opened, is_presumed=False)
+
+    def _reopen(self) -> OpenTiff:
+        with self._swap:
+            opened = self._open()
+            if not opened.is_presumed:  # another thread was first
+                return opened
+            fresh = reopen_tiff(self.path)
+            if levels_of([level.size for level in fresh.index.levels]) != self.levels:
+                raise SlideChangedError(
+                    self.path, "has changed since it was last opened. Open it again."
+                )
+            self._opened, self._index = fresh, fresh.index
+            self.version = fresh.source.version
+            return fresh
 
     def _refuse_if_not_one_pyramid(self) -> None:
         full = self.levels[0]
