@@ -6,14 +6,16 @@ Frame: mask pixels, (0, 0) the slide's upper left corner, x to the right, y down
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import ceil
 
 import cv2
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from anlage.geometry import area_mm2
+from anlage.geometry import Size, area_mm2, level0_px
 
 EDGE_DECIMALS = 6  # mask pixels
+MAX_MASK_PX = 64_000_000  # the largest glass there is (50 x 76 mm) at 8 µm has 59 million
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +30,40 @@ class TissueMask:
 
     mask: NDArray[np.bool_]
     mpp: float
+
+
+def mask_shape(slide_size: Size, *, slide_mpp: float, mask_mpp: float) -> tuple[int, int]:
+    """Height and width of a mask that covers a slide: its extent in mask pixels, rounded up.
+
+    Args:
+        slide_size: Of level 0, pixels.
+        slide_mpp: Resolution of level 0, micrometres per pixel.
+        mask_mpp: Resolution of the mask, micrometres per pixel.
+    """
+    width, height = (
+        max(1, ceil(round(level0_px(px, mpp=slide_mpp, slide_mpp=mask_mpp), EDGE_DECIMALS)))
+        for px in slide_size
+    )
+    return height, width
+
+
+def bounded_mask_mpp(slide_size: Size, *, slide_mpp: float, mask_mpp: float) -> float:
+    """The resolution a mask gets: the wanted one unless that is too fine for the slide or memory.
+
+    Never finer than the slide, and never so fine that the mask, and the picture it is made from,
+    would have more than ``MAX_MASK_PX`` pixels.
+
+    Args:
+        slide_size: Of level 0, pixels.
+        slide_mpp: Resolution of level 0, micrometres per pixel.
+        mask_mpp: Wanted resolution, micrometres per pixel.
+    """
+    bounded = max(mask_mpp, slide_mpp)
+    while True:
+        height, width = mask_shape(slide_size, slide_mpp=slide_mpp, mask_mpp=bounded)
+        if height * width <= MAX_MASK_PX:
+            return bounded
+        bounded *= max(1.001, (height * width / MAX_MASK_PX) ** 0.5)
 
 
 def tissue_area_mm2(tissue: TissueMask) -> float:

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from math import ceil
 
 import numpy as np
 from numpy.typing import NDArray
 
 from anlage.geometry import level0_px
 from anlage.slides.levels import read_tile
-from anlage.slides.masks import TissueMask
+from anlage.slides.masks import TissueMask, mask_shape
 from anlage.slides.reader import SlideReader
 from anlage.slides.tissue.finder import Mask, TissueFinder
-
-ROUNDING_PX = 1e-6  # an extent this little above a whole number of pixels is that number
 
 
 def find_by_blocks(slide: SlideReader, finder: TissueFinder, *, mask_mpp: float) -> TissueMask:
@@ -42,10 +39,12 @@ def find_by_blocks(slide: SlideReader, finder: TissueFinder, *, mask_mpp: float)
             f"got {finder} and mask_mpp={mask_mpp}."
         )
         raise ValueError(msg)
-    shape = _shape(slide, mask_mpp)
+    shape, seen_shape = (
+        mask_shape(slide.size, slide_mpp=slide.mpp, mask_mpp=mpp) for mpp in (mask_mpp, finder.mpp)
+    )
     rows, columns = (
         _mask_pixel(n, n_mask, per_mask_px=mask_mpp / finder.mpp)
-        for n, n_mask in zip(_shape(slide, finder.mpp), shape, strict=True)
+        for n, n_mask in zip(seen_shape, shape, strict=True)
     )
     n_tissue = np.zeros(shape, dtype=np.int32)
     for top, bottom in _spans(len(rows), finder.block_px):
@@ -57,14 +56,6 @@ def find_by_blocks(slide: SlideReader, finder: TissueFinder, *, mask_mpp: float)
     )
     is_tissue = 2 * n_tissue >= np.maximum(np.outer(n_rows, n_columns), 1)
     return TissueMask(is_tissue, mask_mpp)
-
-
-def _shape(slide: SlideReader, mpp: float) -> tuple[int, int]:
-    """Height and width of the whole slide in pixels at ``mpp``, rounded up."""
-    width, height = (
-        max(1, ceil(level0_px(px, mpp=slide.mpp, slide_mpp=mpp) - ROUNDING_PX)) for px in slide.size
-    )
-    return height, width
 
 
 def _mask_pixel(n_px: int, n_mask_px: int, *, per_mask_px: float) -> NDArray[np.int64]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import cv2
 import numpy as np
 from numpy.typing import NDArray
@@ -48,10 +50,11 @@ def tissue_by_clam(pixels: Pixels, mpp: float) -> Mask:
     keep = statistics[:, cv2.CC_STAT_AREA] > MIN_TISSUE_PATCHES * patch_px
     keep[0] = False  # label 0 is the glass
     tissue = np.asarray(keep[parts])
-    return tissue | _holes_to_fill(tissue, parts, MIN_HOLE_PATCHES * patch_px)
+    filled = _holes_to_fill(tissue, np.asarray(parts), MIN_HOLE_PATCHES * patch_px)
+    return np.asarray(tissue | filled)
 
 
-def _holes_to_fill(tissue: Mask, parts: NDArray[np.int32], smallest_px: float) -> Mask:
+def _holes_to_fill(tissue: Mask, parts: NDArray[Any], smallest_px: float) -> Mask:
     """Every hole but the largest few of each part that are above ``smallest_px``."""
     outside = (~tissue).astype(np.uint8)
     n_holes, holes, statistics, _ = cv2.connectedComponentsWithStats(outside, connectivity=4)

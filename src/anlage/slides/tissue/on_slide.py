@@ -8,8 +8,7 @@ from math import ceil
 
 import numpy as np
 
-from anlage.geometry import level0_px
-from anlage.slides.masks import SummedArea, TissueMask
+from anlage.slides.masks import MAX_MASK_PX, SummedArea, TissueMask, bounded_mask_mpp
 from anlage.slides.overview import read_overview
 from anlage.slides.reader import SlideReader
 from anlage.slides.tissue.blocks import find_by_blocks
@@ -17,7 +16,6 @@ from anlage.slides.tissue.finder import Pixels, TissueFinder
 from anlage.slides.tissue.methods import DEFAULT_METHOD, tissue_method
 
 LOGGER = logging.getLogger(__name__)
-MAX_MASK_PX = 64_000_000  # the largest glass there is (50 x 76 mm) at 8 µm has 59 million
 MUCH_LOST = 0.5
 
 
@@ -64,7 +62,7 @@ def find_slide_tissue(
     method = finder or tissue_method(DEFAULT_METHOD)
     sees_whole = method.block_px is None
     seen_mpp = method.mpp if sees_whole and method.mpp is not None else mask_mpp
-    overview, overview_mpp = read_overview(slide, mpp=bounded_mpp(slide, seen_mpp))
+    overview, overview_mpp = read_overview(slide, mpp=_bounded_mpp(slide, seen_mpp))
     wanted_mpp = max(overview_mpp, mask_mpp, method.mpp or 0)
     if sees_whole:
         tissue = coarser(TissueMask(method(overview, overview_mpp), overview_mpp), wanted_mpp)
@@ -83,25 +81,14 @@ def find_slide_tissue(
     return SlideTissue(tissue, overview, overview_mpp, warning)
 
 
-def bounded_mpp(slide: SlideReader, mpp: float) -> float:
-    """The resolution nearest to ``mpp``, not finer, at which a slide has no more than 64 Mpx."""
-    bounded = mpp
-    while _n_px(slide, bounded) > MAX_MASK_PX:
-        bounded = max(
-            bounded * 1.001, slide.mpp * (slide.size[0] * slide.size[1] / MAX_MASK_PX) ** 0.5
-        )
-    if bounded > mpp:
+def _bounded_mpp(slide: SlideReader, mpp: float) -> float:
+    bounded = bounded_mask_mpp(slide.size, slide_mpp=slide.mpp, mask_mpp=mpp)
+    if bounded > max(mpp, slide.mpp):
         LOGGER.info(
-            "%s: %g mpp would be more than %d million pixels; the mask has %.3g mpp",
-            *(slide.path, mpp, MAX_MASK_PX // 10**6, bounded),
+            "%s: its mask has %.3g mpp; at %g it would have more than %d million pixels",
+            *(slide.path, bounded, mpp, MAX_MASK_PX // 10**6),
         )
     return bounded
-
-
-def _n_px(slide: SlideReader, mpp: float) -> int:
-    seen = max(mpp, slide.mpp)
-    width, height = (ceil(level0_px(px, mpp=slide.mpp, slide_mpp=seen)) for px in slide.size)
-    return width * height
 
 
 def coarser(tissue: TissueMask, mpp: float) -> TissueMask:
