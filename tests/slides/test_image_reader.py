@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import imagecodecs
 import numpy as np
 import pytest
 from PIL import Image
@@ -48,12 +49,17 @@ def test_transparent_is_white(tmp_path: Path) -> None:
     assert np.array_equal(got[40:], PICTURE[40:])
 
 
-@pytest.mark.parametrize("mode", ["L", "P", "1"])
-def test_grey_and_palette_become_rgb(tmp_path: Path, mode: str) -> None:
-    picture = Image.fromarray(PICTURE).convert(mode)
-    picture.save(tmp_path / "a.png")
+@pytest.mark.parametrize(
+    ("mode", "transparent"), [("L", None), ("P", None), ("1", None), ("LA", None), ("P", 3)]
+)
+def test_grey_and_palette_become_rgb(tmp_path: Path, mode: str, transparent: int | None) -> None:
+    picture = Image.fromarray(PICTURE).convert("RGB").convert(mode)
+    picture.save(tmp_path / "a.png", transparency=transparent)
+    with Image.open(tmp_path / "a.png") as stored:
+        rgba = stored.convert("RGBA")
     with ImageReader(str(tmp_path / "a.png")) as slide:
-        expected = np.array(picture.convert("RGB"))
+        white = Image.new("RGBA", rgba.size, "white")
+        expected = np.array(Image.alpha_composite(white, rgba).convert("RGB"))
         assert np.array_equal(slide.read_region(0, 0, 90, 60), expected)
 
 
@@ -73,6 +79,24 @@ def test_sixteen_bits_and_cmyk_are_refused_by_name(tmp_path: Path) -> None:
     Image.new("CMYK", (9, 9)).save(tmp_path / "b.jpg")
     with pytest.raises(SlideError, match="got Pillow mode CMYK"):
         ImageReader(str(tmp_path / "b.jpg"))
+
+
+def test_sixteen_bits_of_colour_are_refused(tmp_path: Path) -> None:
+    deep = imagecodecs.png_encode(PICTURE.astype(np.uint16) * 256)
+    (tmp_path / "a.png").write_bytes(deep)
+    with pytest.raises(SlideError, match="samples of 16 bits"):
+        ImageReader(str(tmp_path / "a.png"))
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.jpg"])
+def test_damage_within_a_picture(tmp_path: Path, name: str) -> None:
+    """Pillow itself returns wrong pixels for these and says nothing."""
+    path = tmp_path / name
+    Image.fromarray(PICTURE).save(path)
+    data = path.read_bytes()
+    path.write_bytes(data[: len(data) // 2] + bytes(len(data) - len(data) // 2))
+    with pytest.raises(SlideError, match="cannot be decoded"):
+        ImageReader(str(path))
 
 
 def test_too_large_to_hold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

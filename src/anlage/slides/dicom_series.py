@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 PREAMBLE_BYTES = 128
+MAGIC = b"DICM"
 FILE_META_GROUP = 0x0002
 TRANSFER_SYNTAX = (0x0002, 0x0010)
 SOP_CLASS = (0x0008, 0x0016)
@@ -48,6 +49,16 @@ def group_by_series(files: Iterable[Path]) -> list[tuple[Path, ...]]:
     return [tuple(group) for group in groups.values()]
 
 
+def is_dicom(path: str | Path) -> bool:
+    """Whether a local file begins as DICOM files do."""
+    try:
+        with Path(path).open("rb") as file:
+            file.seek(PREAMBLE_BYTES)
+            return file.read(len(MAGIC)) == MAGIC
+    except OSError:
+        return False
+
+
 def series_uid(path: Path) -> str | None:
     """The series a whole-slide image belongs to; None if the file is something else."""
     try:
@@ -59,7 +70,7 @@ def series_uid(path: Path) -> str | None:
 
 def _read_series(file: BinaryIO) -> str | None:
     file.seek(PREAMBLE_BYTES)
-    if file.read(4) != b"DICM":
+    if file.read(len(MAGIC)) != MAGIC:
         return None
     syntax = ""
     while True:

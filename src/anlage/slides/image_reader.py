@@ -1,20 +1,26 @@
-"""Plain PNG and JPEG pictures as slides of one level."""
+"""Plain PNG and JPEG pictures as slides of one level; their decoders, which are strict."""
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import BinaryIO, ClassVar
 
+import imagecodecs
 import numpy as np
+import simplejpeg
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from anlage.errors import SlideError
 from anlage.geometry import Size
+from anlage.slides.byte_source import open_bytes
 from anlage.slides.reader import SlideReader, UnknownFormatError, levels_of
+from anlage.slides.rectangle import WHITE
 from anlage.slides.resolution import Stated, find_resolution
 
 MODES = ("1", "L", "LA", "P", "RGB", "RGBA")
 MAX_PX = 2**27  # it is held in memory whole: 384 MiB
+DAMAGES = (OSError, SyntaxError, ValueError, RuntimeError)  # of Pillow and of the decoders
+Picture = tuple[NDArray[np.uint8], str, bytes | None]
 
 
 class ImageReader(SlideReader):
@@ -23,7 +29,7 @@ class ImageReader(SlideReader):
     Its resolution is only ever the override: the dots per inch of such files are a printer's.
 
     Args:
-        path: The picture's file.
+        path: The picture's file, local or remote.
         mpp: Its resolution, micrometres per pixel.
 
     Raises:
@@ -34,7 +40,8 @@ class ImageReader(SlideReader):
     reader: ClassVar[str] = "image"
 
     def __init__(self, path: str, *, mpp: float | None = None) -> None:
-        self._pixels, vendor, self._icc_profile = _decoded(path)
+        with open_bytes(path).as_file() as file:
+            self._pixels, vendor, self._icc_profile = decode_picture(path, file)
         height, width = self._pixels.shape[:2]
         super().__init__(
             path,
@@ -69,16 +76,30 @@ class ImageReader(SlideReader):
         return pixels[top : top + size.height, left : left + size.width].copy()
 
 
-def _decoded(path: str) -> tuple[NDArray[np.uint8], str, bytes | None]:
+def decode_picture(path: str, file: BinaryIO) -> Picture:
+    """A whole PNG or JPEG: grey and palettes become RGB, transparent parts white.
+
+    Args:
+        path: Named in the errors.
+        file: At its start.
+
+    Returns:
+        (H, W, 3) uint8 RGB, "png" or "jpeg", and the ICC profile in the file; None without one.
+
+    Raises:
+        UnknownFormatError: If it is neither.
+        SlideError: If it is damaged, too large to hold, or not 8-bit colour or grey.
+    """
     try:
-        with Image.open(path, formats=("PNG", "JPEG")) as picture:
-            vendor = str(picture.format).lower()
+        with Image.open(file, formats=("PNG", "JPEG")) as picture:
+            vendor = "png" if picture.format == "PNG" else "jpeg"
             _refuse_unreadable(path, picture)
             icc_profile = picture.info.get("icc_profile")
-            return _rgb(picture), vendor, icc_profile
+        file.seek(0)
+        return _DECODERS[vendor](file.read()), vendor, icc_profile
     except UnidentifiedImageError as error:
         raise UnknownFormatError(path, "neither PNG nor JPEG.") from error
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except (*DAMAGES, Image.DecompressionBombError) as error:
         raise SlideError(path, f"cannot be decoded: {error}.") from error
 
 
@@ -95,8 +116,23 @@ def _refuse_unreadable(path: str, picture: Image.Image) -> None:
         )
 
 
-def _rgb(picture: Image.Image) -> NDArray[np.uint8]:
-    if picture.mode in {"LA", "RGBA"} or "transparency" in picture.info:
-        white = Image.new("RGBA", picture.size, "white")
-        return np.array(Image.alpha_composite(white, picture.convert("RGBA")).convert("RGB"))
-    return np.array(picture.convert("RGB"))
+def _png(data: bytes) -> NDArray[np.uint8]:
+    pixels = imagecodecs.png_decode(data)
+    if pixels.dtype != np.uint8:  # Pillow would have kept half of each sample of a colour PNG
+        msg = f"it has samples of {pixels.dtype.itemsize * 8} bits, and 8 are needed"
+        raise ValueError(msg)
+    pixels = pixels if pixels.ndim == 3 else pixels[..., None]
+    n_colours = pixels.shape[2] - (pixels.shape[2] % 2 == 0)  # grey or RGB, alpha behind it
+    colour = np.broadcast_to(pixels[..., :n_colours], (*pixels.shape[:2], 3))
+    if n_colours == pixels.shape[2]:
+        return np.array(colour)
+    alpha = pixels[..., n_colours:].astype(np.uint16)
+    return ((colour * alpha + WHITE * (255 - alpha) + 127) // 255).astype(np.uint8)
+
+
+def _jpeg(data: bytes) -> NDArray[np.uint8]:
+    return np.asarray(simplejpeg.decode_jpeg(data, "RGB", strict=True))
+
+
+# Not Pillow's: where the bytes are damaged it delivers what it has, and does not say so.
+_DECODERS = {"png": _png, "jpeg": _jpeg}
