@@ -43,6 +43,7 @@ def test_cards_show_the_tiles_the_run_drew(contents):
         contents.catalogue.select(split="train"),
         seed=config["seed"],
         size_px=config["views"]["source_px"],
+        batch_size=config["batch_size"],
         magnifications={1.0: 1.0},
         min_tissue=config["tiles"]["min_tissue"],
     )

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from anlage.tiles.keyed_random import CHUNK, Purpose, uniforms, uniforms_of, words_of
+from anlage.tiles.keyed_random import CHUNK, FEW_SAMPLES, Purpose, uniforms, uniforms_of, words_of
 
 WORDS = st.integers(0, 2**64 - 1)
 
@@ -59,11 +59,13 @@ def test_the_stream_is_pinned() -> None:
     n=st.integers(1, 13),
     seed=WORDS,
     keys=st.lists(st.tuples(WORDS, WORDS), min_size=1, max_size=9),
+    copies=st.sampled_from([1, FEW_SAMPLES]),
     purpose=st.sampled_from(Purpose),
 )
 def test_many_samples_at_once_equal_one_by_one(
-    n: int, seed: int, keys: list[tuple[int, int]], purpose: Purpose
+    n: int, seed: int, keys: list[tuple[int, int]], copies: int, purpose: Purpose
 ) -> None:
+    keys = keys * copies
     g_N, item_N = (np.array(column, np.uint64) for column in zip(*keys, strict=True))
     at_once = uniforms_of(n, seed=seed, g_N=g_N, purpose=purpose, item_N=item_N)
     one_by_one = [uniforms(n, seed=seed, g=g, purpose=purpose, item=item) for g, item in keys]
@@ -74,8 +76,9 @@ def test_words_equal_numpys_raw_ones() -> None:
     key = np.array([2**64 - 1, 5], np.uint64)
     counter = np.array([0, 0, 8, Purpose.LANE], np.uint64)
     expected = np.random.Philox(key=key, counter=counter).random_raw(6)
-    words = words_of(6, seed=2**64 - 1, g_N=[5], purpose=Purpose.LANE, item_N=8)
-    np.testing.assert_array_equal(words[0], expected)
+    for n in (1, FEW_SAMPLES):
+        words = words_of(6, seed=2**64 - 1, g_N=[5] * n, purpose=Purpose.LANE, item_N=8)
+        np.testing.assert_array_equal(words, [expected] * n)
 
 
 @pytest.mark.parametrize("n", [1, 9])

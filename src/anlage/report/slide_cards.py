@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from anlage.bags.store import read_bag_header
-from anlage.errors import AnlageError, BagError, TrainingError
+from anlage.errors import AnlageError, BagError
 from anlage.geometry import level0_px
 from anlage.report.contents import Contents, without_folders
 from anlage.report.pictures import jpeg_uri, outline_path, squares_path
@@ -175,7 +175,6 @@ def _drawn(catalogue: Catalogue, contents: Contents) -> dict[str, list[Square]]:
     """The run's first draws on each slide, drawn again: a draw is a function of seed and number."""
     if contents.run is None or len(contents.run["slides"]) > MOST_SAMPLED_SLIDES:
         return {}
-    squares: dict[str, list[Square]] = defaultdict(list)
     try:
         config = TilePretrainConfig.model_validate(contents.run["config"])
         split = config.tiles.split
@@ -183,15 +182,18 @@ def _drawn(catalogue: Catalogue, contents: Contents) -> dict[str, list[Square]]:
             catalogue.select(split=split) if split else catalogue,
             seed=config.seed,
             size_px=config.views.source_px,
+            batch_size=config.batch_size,
             magnifications=config.tiles.magnifications,
             min_tissue=config.tiles.min_tissue,
         )
-    except (AnlageError, TrainingError, ValueError) as error:
+        n_tiles = min(contents.n_steps * config.batch_size, MOST_DRAWN)
+        tiles = [sampler.draw(g) for g in range(n_tiles)]
+    except (AnlageError, ValueError) as error:
         LOGGER.warning("the run's tiles cannot be drawn again: %s", error)
         return {}
     mpp = {row.slide_id: row.mpp for row in catalogue.rows()}
-    for g in range(min(contents.n_steps * config.batch_size, MOST_DRAWN)):
-        tile = sampler.draw(g)
+    squares: dict[str, list[Square]] = defaultdict(list)
+    for tile in tiles:
         edge = level0_px(tile.size_px, mpp=tile.mpp, slide_mpp=mpp[tile.slide_id])
         squares[tile.slide_id].append((tile.x, tile.y, edge))
     return squares

@@ -20,6 +20,7 @@ ROUNDS = 10
 MULTIPLIERS = (np.uint64(0xD2E7470EE14C6C93), np.uint64(0xCA5A826395121157))
 KEY_STEPS = (0x9E3779B97F4A7C15, 0xBB67AE8584CAA73B)
 LOW_HALF, HALF = np.uint64(0xFFFFFFFF), np.uint64(32)
+FEW_SAMPLES, MANY_BLOCKS = 64, 16  # where numpy's own loop, one sample a call, is quicker
 CHUNK = 8192  # blocks at a time: the arrays of a round then stay in the second-level cache
 
 
@@ -51,15 +52,7 @@ def uniforms(n: int, *, seed: int, g: int, purpose: Purpose, item: int = 0) -> F
     Returns:
         (n,) float64 in [0, 1).
     """
-    philox: np.random.Philox | None = getattr(_LOCAL, "philox", None)
-    if philox is None:
-        philox = _LOCAL.philox = np.random.Philox(key=0)
-        _LOCAL.state = philox.state
-    state = _LOCAL.state
-    state["state"]["key"][:] = (seed, g)
-    state["state"]["counter"][:] = (0, 0, item, purpose)
-    philox.state = state
-    return _as_uniforms(philox.random_raw(n))
+    return _as_uniforms(_numpys_words(n, key=(seed, g), counter=(0, 0, item, purpose)))
 
 
 def uniforms_of(
@@ -89,16 +82,34 @@ def words_of(
         np.asarray(item_N).astype(np.uint64, copy=False),
     )
     n_blocks = -(-n // 4)
+    if len(key_N) < FEW_SAMPLES or n_blocks > MANY_BLOCKS:
+        words_Nn = np.empty((len(key_N), n), dtype=np.uint64)
+        for row, (g, item) in enumerate(zip(key_N.tolist(), item_N.tolist(), strict=True)):
+            words_Nn[row] = _numpys_words(n, key=(seed, g), counter=(0, 0, item, purpose))
+        return words_Nn
     words_NK4 = np.empty((len(key_N), n_blocks, 4), dtype=np.uint64)
     block_K = np.arange(1, n_blocks + 1, dtype=np.uint64)  # numpy counts up before each block
     n_samples = max(1, CHUNK // max(1, n_blocks))
     for first in range(0, len(key_N), n_samples):
         part = slice(first, first + n_samples)
         block = np.tile(block_K, len(key_N[part]))
-        item, key = (np.repeat(of_N[part], n_blocks) for of_N in (item_N, key_N))
-        words = _philox(block, item, purpose=purpose, key=(seed, key))
+        item, g = (np.repeat(of_N[part], n_blocks) for of_N in (item_N, key_N))
+        words = _philox(block, item, purpose=purpose, key=(seed, g))
         words_NK4[part] = words.reshape(-1, n_blocks, 4)
     return words_NK4.reshape(len(key_N), 4 * n_blocks)[:, :n]
+
+
+def _numpys_words(n: int, *, key: tuple[int, int], counter: tuple[int, int, int, int]) -> Words:
+    """``n`` words of one key: numpy's compiled loop, quick for many words of few samples."""
+    philox: np.random.Philox | None = getattr(_LOCAL, "philox", None)
+    if philox is None:
+        philox = _LOCAL.philox = np.random.Philox(key=0)
+        _LOCAL.state = philox.state
+    state = _LOCAL.state
+    state["state"]["key"][:] = key
+    state["state"]["counter"][:] = counter
+    philox.state = state
+    return philox.random_raw(n)
 
 
 def _philox(block: Words, item: Words, *, purpose: int, key: tuple[int, Words]) -> Words:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import floor
+from math import ceil, floor
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +12,17 @@ from anlage.slides.masks import SummedArea
 from anlage.tiles.grid import ROUNDING, refuse_coarse_mask
 
 Integers = NDArray[np.int64]
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class CornerRange:
+    """Where corners may lie: level-0 pixels, both ends included."""
+
+    x_first: int
+    x_last: int
+    y_first: int
+    y_last: int
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -43,21 +54,71 @@ class Places:
         """How many places there are."""
         return int(self.run_ends[-1]) if len(self.run_ends) else 0
 
+    @property
+    def n_bytes(self) -> int:
+        """Bytes they take in memory."""
+        arrays = (self.run_starts, self.run_ends, self.x_low, self.x_high, self.y_low, self.y_high)
+        return sum(array.nbytes for array in arrays)
+
     def corner(self, u_place: float, u_x: float, u_y: float) -> tuple[int, int]:
         """A corner (x, y) in level-0 pixels, uniform over all places for uniform numbers in [0, 1).
 
         Raises:
             IndexError: If there is no place.
         """
-        nth = int(u_place * self.n_places)
-        run = int(np.searchsorted(self.run_ends, nth, side="right"))
-        before = int(self.run_ends[run - 1]) if run else 0
-        row, column = divmod(int(self.run_starts[run]) + nth - before, len(self.x_low))
-        x_low, y_low = int(self.x_low[column]), int(self.y_low[row])
-        return (
-            x_low + int(u_x * (int(self.x_high[column]) - x_low + 1)),
-            y_low + int(u_y * (int(self.y_high[row]) - y_low + 1)),
+        nth = np.array([int(u_place * self.n_places)])
+        row, column = np.divmod(self._place(nth), len(self.x_low))
+        low, high = self.x_low[column], self.x_high[column]
+        x = low + (u_x * (high - low + 1)).astype(np.int64)
+        low, high = self.y_low[row], self.y_high[row]
+        y = low + (u_y * (high - low + 1)).astype(np.int64)
+        return int(x[0]), int(y[0])
+
+    def corners_within(self, corners: CornerRange, u_N3: Floats) -> Integers:
+        """Corners uniform over the places within a rectangle.
+
+        A place counts as within if any of its corners is; the corner is drawn among those.
+
+        Args:
+            corners: Where they may lie.
+            u_N3: Uniform numbers in [0, 1): of the place, of x and of y.
+
+        Returns:
+            (N, 2) int64 corners (x, y), level-0 pixels.
+
+        Raises:
+            IndexError: If no place lies within.
+        """
+        columns = _overlapping(self.x_low, self.x_high, corners.x_first, corners.x_last)
+        rows = _overlapping(self.y_low, self.y_high, corners.y_first, corners.y_last)
+        row_start = np.arange(rows.start, rows.stop) * len(self.x_low)
+        first_in_row = self._n_before(row_start + columns.start)
+        n_to_row = np.cumsum(self._n_before(row_start + columns.stop) - first_in_row)
+        nth = (u_N3[:, 0] * n_to_row[-1]).astype(np.int64)
+        row = np.searchsorted(n_to_row, nth, side="right")
+        n_before_row = np.concatenate(([0], n_to_row))[row]
+        row, column = np.divmod(
+            self._place(first_in_row[row] + nth - n_before_row), len(self.x_low)
         )
+        low = np.maximum(self.x_low[column], corners.x_first)
+        high = np.minimum(self.x_high[column], corners.x_last)
+        x = low + (u_N3[:, 1] * (high - low + 1)).astype(np.int64)
+        low = np.maximum(self.y_low[row], corners.y_first)
+        high = np.minimum(self.y_high[row], corners.y_last)
+        y = low + (u_N3[:, 2] * (high - low + 1)).astype(np.int64)
+        return np.stack((x, y), axis=1)
+
+    def _place(self, nth_N: Integers) -> Integers:
+        """The n-th places, ``row * n_columns + column``."""
+        run = np.searchsorted(self.run_ends, nth_N, side="right")
+        return self.run_starts[run] + nth_N - np.concatenate(([0], self.run_ends))[run]
+
+    def _n_before(self, place_N: Integers) -> Integers:
+        """How many places come before each of ``row * n_columns + column``."""
+        run = np.searchsorted(self.run_starts, place_N, side="right")
+        starts, ends = (np.concatenate(([0], array)) for array in (self.run_starts, self.run_ends))
+        length = np.diff(ends, prepend=0)
+        return ends[run] - length[run] + np.minimum(place_N - starts[run], length[run])
 
 
 def find_places(
@@ -67,6 +128,7 @@ def find_places(
     per_mask_px: float,
     edge: float,
     min_tissue: float,
+    margin: float = 0.0,
 ) -> Places:
     """Find the places where a tile holds at least ``min_tissue``.
 
@@ -77,6 +139,7 @@ def find_places(
         edge: Tile edge in level-0 pixels, need not be whole.
         min_tissue: Smallest tissue fraction, 0 to 1, counted on the mask pixels nearest the
             tile's edges.
+        margin: Distance that tiles keep from the slide's edges, level-0 pixels.
 
     Returns:
         The places; none if the slide is smaller than the tile.
@@ -99,9 +162,11 @@ def find_places(
             f"of {slide_size[0]} x {slide_size[1]} pixels. Compute the mask of this slide anew."
         )
         raise ValueError(msg)
-    (x_low, x_high), (y_low, y_high) = (_corners(n, edge, per_mask_px) for n in slide_size)
+    (x_low, x_high), (y_low, y_high) = (
+        _corners(n, edge, per_mask_px=per_mask_px, margin=margin) for n in slide_size
+    )
     table = SummedArea(tissue_mask).table
-    is_place = np.ones((len(y_low), len(x_low)), dtype=np.bool_)
+    is_place = (y_low <= y_high)[:, None] & (x_low <= x_high)
     for bottom in _far_edges(y_low, y_high, edge, per_mask_px):
         band = table[np.minimum(bottom, len(table) - 1)] - table[: len(bottom)]
         for right in _far_edges(x_low, x_high, edge, per_mask_px):
@@ -113,16 +178,25 @@ def find_places(
     return Places(starts, lengths.cumsum(), x_low, x_high, y_low, y_high)
 
 
-def _corners(length: int, edge: float, per_mask_px: float) -> tuple[Integers, Integers]:
+def _overlapping(low: Integers, high: Integers, first: int, last: int) -> slice:
+    """The rows or columns with a corner from ``first`` to ``last``."""
+    start = int(np.searchsorted(high, first))
+    return slice(start, int(np.searchsorted(low, last, side="right")))
+
+
+def _corners(
+    length: int, edge: float, *, per_mask_px: float, margin: float
+) -> tuple[Integers, Integers]:
     """First and last level-0 pixel nearest to each mask pixel from which a tile fits the slide.
 
-    A pixel halfway between two mask pixels is left out, so that no rounding rule decides.
+    A pixel halfway between two mask pixels is left out, so that no rounding rule decides. Where
+    the margin leaves a mask pixel none, the last comes before the first.
     """
-    last = floor(length - edge + ROUNDING)
+    last = floor(length - edge - margin + ROUNDING)
     middle = np.arange(int(last / per_mask_px) + 2 if last >= 0 else 0)
-    low = np.maximum(np.floor((middle - 0.5) * per_mask_px + ROUNDING) + 1, 0)
+    low = np.maximum(np.floor((middle - 0.5) * per_mask_px + ROUNDING) + 1, ceil(margin - ROUNDING))
     high = np.minimum(np.ceil((middle + 0.5) * per_mask_px - ROUNDING) - 1, last)
-    n = int(np.count_nonzero(high >= low))
+    n = int(np.flatnonzero(high >= low)[-1]) + 1 if (high >= low).any() else 0
     return low[:n].astype(np.int64), high[:n].astype(np.int64)
 
 

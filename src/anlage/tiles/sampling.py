@@ -1,45 +1,35 @@
-"""Which tile is drawn for global index g: a pure function of (seed, g, attempt)."""
+"""Which tile is drawn for global index g: a pure function of (seed, g, attempt).
+
+Shape suffixes: N samples or regions, S slides.
+"""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from math import floor
 
 import numpy as np
 from numpy.typing import NDArray
 
 from anlage.errors import TrainingError
-from anlage.geometry import level0_px
-from anlage.slides.catalogue import Catalogue, SlideRow
-from anlage.slides.levels import TOLERANCE
-from anlage.tiles.keyed_random import Purpose, uniforms
-from anlage.tiles.places import Places, find_places
+from anlage.slides.catalogue import Catalogue
+from anlage.slides.levels import TOLERANCE, TileWindow
+from anlage.tiles.grid import ROUNDING
+from anlage.tiles.keyed_random import Purpose, uniforms, uniforms_of
+from anlage.tiles.magnification import ContinuousMpp, DiscreteMpp, Magnifications
+from anlage.tiles.place_cache import PlaceCache, SlidePlaces
+from anlage.tiles.slide_choice import SlideChoice
+from anlage.tiles.weights import Base, balanced, base_weights
+from anlage.tiles.windows import Windows, batch_indices  # noqa: F401 - stream.py takes it here
 
 LOGGER = logging.getLogger(__name__)
 
-
-@dataclass(frozen=True, slots=True)
-class SampledSlide:
-    """What the sampler must know of a slide.
-
-    Attributes:
-        slide_id: Name of the slide.
-        width: Width of level 0, pixels.
-        height: Height of level 0, pixels.
-        mpp: Resolution of level 0, micrometres per pixel.
-        mask: (H, W) bool tissue mask covering the whole slide; not kept after construction.
-        mask_mpp: Resolution of the mask, micrometres per pixel.
-        weight: How often the slide is drawn relative to others, >= 0.
-    """
-
-    slide_id: str
-    width: int
-    height: int
-    mpp: float
-    mask: NDArray[np.bool_]
-    mask_mpp: float
-    weight: float = 1.0
+Integers = NDArray[np.int64]
+Floats = NDArray[np.float64]
+MAX_TRIES = 1000  # slides without a place that one draw may meet
+TRY = 1 << 32  # numbers of try t of attempt k of a sample: item ``k + t * TRY``
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,12 +39,13 @@ class TileRequest:
     Attributes:
         g: Global index of the sample.
         attempt: Which draw of that sample this is; later ones replace tiles that cannot be read.
-        slide: Row of the slide in the sampler's ``slide_ids``.
+        slide: Row of the slide in the catalogue.
         slide_id: Name of the slide.
         x: Left edge, level-0 pixels.
         y: Top edge, level-0 pixels.
         mpp: Resolution to read at, micrometres per pixel.
         size_px: Edge of the tile in pixels at ``mpp``.
+        views: What to read: the tile itself, then the same centre at the other resolutions.
     """
 
     g: int
@@ -65,146 +56,217 @@ class TileRequest:
     y: int
     mpp: float
     size_px: int
-
-
-@dataclass(frozen=True, slots=True)
-class UnusableSlide:
-    """A slide that cannot give tiles at one resolution, and why."""
-
-    slide_id: str
-    mpp: float
-    reason: str
+    views: tuple[TileWindow, ...]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Magnification:
-    """The slides that can give tiles at one mpp, with their cumulative weights, the last 1."""
+class SlideDraws:
+    """First choices of many samples, before any place is looked up.
 
-    mpp: float
-    rows: list[int]
-    places: list[Places]
-    shares: NDArray[np.float64]
+    Attributes:
+        region: (N,) int64 regions that the samples belong to.
+        slide: (N,) int64 rows of the catalogue.
+        mpp: (N,) float64 resolutions, micrometres per pixel.
+        numbers: (N, 3) float64 in [0, 1) that choose the place, x and y.
+    """
+
+    region: Integers
+    slide: Integers
+    mpp: Floats
+    numbers: Floats
+
+
+class SlideNames:
+    """The slide_id of each row of a catalogue."""
+
+    def __init__(self, catalogue: Catalogue) -> None:
+        self._names = catalogue.column("slide_id")
+
+    def __call__(self, row: int) -> str:
+        """Name of one row."""
+        return str(self._names[row].as_py())
 
 
 class TileSampler:
-    """Draws tiles over slides and magnifications.
+    """Draws tiles over slides and resolutions.
 
-    The magnification is drawn by its weight, then a slide by its weight among those that have
-    tissue enough at that magnification, then one of the slide's places, each as likely. The places
-    with enough tissue are found once, at construction, so no draw is wasted on glass and a slide
-    with little tissue is drawn as often as its weight says.
+    Samples are dealt to regions (see ``Windows``); a region lies on one slide, at one resolution.
+    Over the regions of a window slides and resolutions are sampled systematically, by their exact
+    shares. A region's first tile is any of the slide's places, each as likely; the others are
+    places within one block of native tiles around it, which is decoded once.
 
-    A slide that is too small, too coarse or without one place that holds ``min_tissue`` at some
-    magnification is left out there, logged, and named in ``unusable``.
+    A slide that turns out to have no place with enough tissue, or is in quarantine, is replaced by
+    another at the same resolution, drawn by weight and by the same seed: still a function of g.
 
     Attributes:
-        slide_ids: Names of all slides given; ``TileRequest.slide`` is a row of it.
         size_px: Edge of every tile, pixels at its mpp.
         seed: Seed of the draws.
-        unusable: What was left out, and why.
+        batch_size: Samples of a step, over all ranks.
+        tiles_per_region: Most tiles that share a region.
+        view_mpp_factors: Resolutions of a tile's views over its own; the first is 1.
     """
 
     def __init__(
         self,
-        slides: Iterable[SampledSlide],
+        slide_ids: Callable[[int], str],
+        choice: SlideChoice,
+        places: PlaceCache,
         *,
-        seed: int,
+        windows: Windows,
         size_px: int,
-        magnifications: Mapping[float, float],
-        min_tissue: float,
+        view_mpp_factors: tuple[float, ...] = (1.0,),
     ) -> None:
-        _refuse_unfit_settings(size_px, magnifications, min_tissue)
-        self.size_px, self.seed = size_px, seed
-        self.unusable: list[UnusableSlide] = []
-        chosen = {mpp: weight for mpp, weight in sorted(magnifications.items()) if weight > 0}
-        weights: dict[str, float] = {}
-        found: dict[float, dict[int, Places]] = {mpp: {} for mpp in chosen}
-        for row, slide in enumerate(slides):  # one mask at a time
-            _refuse_unless(slide.slide_id not in weights, "unique slide_ids", slide.slide_id)
-            weights[slide.slide_id] = slide.weight
-            for mpp in chosen if slide.weight > 0 else ():
-                places = self._places_or_note(slide, mpp, min_tissue)
-                if places is not None:
-                    found[mpp][row] = places
-        _refuse_unfit_weights(list(weights.values()))
-        self.slide_ids = tuple(weights)
-        self._magnifications = [
-            self._magnification(mpp, places, list(weights.values()))
-            for mpp, places in found.items()
-        ]
-        self._shares = _cumulative(list(chosen.values()))
+        """Made by ``sampler_from_catalogue``."""
+        self.size_px, self.view_mpp_factors = size_px, view_mpp_factors
+        self.seed, self.batch_size = windows.seed, windows.batch_size
+        self.tiles_per_region = windows.tiles_per_region
+        self._slide_id, self._choice, self._places = slide_ids, choice, places
+        self._windows = windows
+        self._quarantine: dict[str, int] = {}
+
+    @property
+    def steps_per_window(self) -> int:
+        """Steps whose samples share regions."""
+        return self._windows.steps
+
+    @property
+    def unusable(self) -> dict[tuple[str, float], str]:
+        """Why slides were found to have no place, by slide_id and mpp; grows as they are drawn."""
+        return self._places.unusable
+
+    def region_of(self, g_N: Integers) -> Integers:
+        """Region of each sample, (N,) int64."""
+        return self._windows.region_of(g_N)
+
+    def samples_of(self, region: int) -> Integers:
+        """The samples of a region, (n,) int64: 1 to ``tiles_per_region`` of them."""
+        return self._windows.samples_of(region)
+
+    def quarantine(self, slide_id: str, *, from_step: int) -> None:
+        """Draw a slide no more from a step on.
+
+        Args:
+            slide_id: The slide.
+            from_step: The first step of a window.
+
+        Raises:
+            ValueError: If it is not.
+        """
+        if from_step % self.steps_per_window:
+            msg = (
+                f"TileSampler.quarantine: needs the first step of a window of "
+                f"{self.steps_per_window}; got {from_step}. Quarantine from the next one on."
+            )
+            raise ValueError(msg)
+        earlier = self._quarantine.get(slide_id, from_step)
+        self._quarantine[slide_id] = min(earlier, from_step)
 
     def draw(self, g: int, *, attempt: int = 0) -> TileRequest:
-        """The tile of sample ``g``; another one for each ``attempt``, slide included."""
-        u = uniforms(5, seed=self.seed, g=g, purpose=Purpose.TILE, item=attempt).tolist()
-        magnification = self._magnifications[_pick(self._shares, u[0])]
-        nth = _pick(magnification.shares, u[1])
-        x, y = magnification.places[nth].corner(u[2], u[3], u[4])
-        slide = magnification.rows[nth]
-        return TileRequest(
-            g=g,
-            attempt=attempt,
-            slide=slide,
-            slide_id=self.slide_ids[slide],
-            x=x,
-            y=y,
-            mpp=magnification.mpp,
-            size_px=self.size_px,
+        """The tile of one sample.
+
+        Args:
+            g: Global index of the sample.
+            attempt: 0 for the tile of its region; later ones are tiles on slides of their own.
+
+        Raises:
+            TrainingError: If 1,000 slides in a row have no place.
+        """
+        if attempt == 0:
+            region = int(self.region_of(np.array([g], dtype=np.int64))[0])
+            return next(tile for tile in self.draw_region(region) if tile.g == g)
+        key: dict[str, int] = {"seed": self.seed, "g": g}
+        numbers = uniforms(5, **key, purpose=Purpose.TILE, item=attempt)
+        slide_N, mpp_N = self._choice.draw(numbers[1:2], numbers[:1])
+        mpp = float(mpp_N[0])
+        slide, found = self._with_places(
+            int(slide_N[0]),
+            mpp,
+            step=g // self.batch_size,
+            redraw=lambda t: float(
+                uniforms(1, **key, purpose=Purpose.TILE, item=attempt + t * TRY)
+            ),
+        )
+        corner = found.places.corner(*numbers[2:].tolist())
+        at = self._windows_at(corner, found, mpp)
+        return TileRequest(g, attempt, slide, found.slide_id, *corner, mpp, self.size_px, at)
+
+    def draw_region(self, region: int) -> list[TileRequest]:
+        """The tiles of a region, in the order of ``samples_of``; all of one slide and mpp.
+
+        Raises:
+            TrainingError: If 1,000 slides in a row have no place.
+        """
+        g_N = self.samples_of(region)
+        quantiles = self._windows.quantiles(np.array([region], dtype=np.int64))
+        slide_N, mpp_N = self._choice.draw(*quantiles)
+        mpp = float(mpp_N[0])
+        key: dict[str, int] = {"seed": self.seed, "g": region}
+        slide, found = self._with_places(
+            int(slide_N[0]),
+            mpp,
+            step=self._windows.first_step(region),
+            redraw=lambda t: float(uniforms(1, **key, purpose=Purpose.REGION, item=t)),
+        )
+        numbers_N3 = self._numbers(g_N)
+        corners = [found.places.corner(*numbers_N3[0].tolist())]
+        if len(g_N) > 1:
+            u_x, u_y = uniforms(2, **key, purpose=Purpose.REGION)
+            block = found.shape.corners_around(corners[0], (u_x, u_y))
+            others = found.places.corners_within(block, numbers_N3[1:])
+            corners += [(x, y) for x, y in others.tolist()]
+        return [
+            TileRequest(
+                *(g, 0, slide, found.slide_id, *corner, mpp, self.size_px),
+                self._windows_at(corner, found, mpp),
+            )
+            for g, corner in zip(g_N.tolist(), corners, strict=True)
+        ]
+
+    def draw_many(self, g_N: Integers) -> SlideDraws:
+        """Slides and resolutions of many samples, as first drawn: no mask is looked at."""
+        region_N = self.region_of(g_N)
+        regions, inverse_N = np.unique(region_N, return_inverse=True)
+        slide, mpp = self._choice.draw(*self._windows.quantiles(regions))
+        return SlideDraws(region_N, slide[inverse_N], mpp[inverse_N], self._numbers(g_N))
+
+    def _numbers(self, g_N: Integers) -> Floats:
+        """What chooses the places of samples, (N, 3)."""
+        return uniforms_of(3, seed=self.seed, g_N=g_N, purpose=Purpose.TILE)
+
+    def _with_places(
+        self, slide: int, mpp: float, *, step: int, redraw: Callable[[int], float]
+    ) -> tuple[int, SlidePlaces]:
+        """The slide, or the first drawn after it at the same mpp, that gives tiles in a step."""
+        candidate: int | None = slide
+        for number in range(1, MAX_TRIES + 1):
+            if candidate is not None:
+                slide_id = self._slide_id(candidate)
+                if step < self._quarantine.get(slide_id, step + 1):
+                    found = self._places.find(slide_id, mpp)
+                    if found is not None:
+                        return candidate, found
+            candidate = self._choice.another(redraw(number), mpp)
+        raise TrainingError(self._slide_id(slide), self._why_nothing(mpp))
+
+    def _why_nothing(self, mpp: float) -> str:
+        reasons = sorted(set(self.unusable.values()))[:3]
+        reasons += ["in quarantine"] if self._quarantine else []
+        return (
+            f"and {MAX_TRIES - 1} slides drawn after it give no {self.size_px} px tiles at {mpp:g} "
+            f"mpp ({'; '.join(reasons)}). Lower min_tissue or the tile size, leave this mpp out, "
+            "or add slides."
         )
 
-    def _magnification(
-        self, mpp: float, places: Mapping[int, Places], weights: Sequence[float]
-    ) -> _Magnification:
-        if not places:
-            reasons = sorted({u.reason for u in self.unusable if u.mpp == mpp})
-            msg = (
-                f"needs a slide that gives {self.size_px} px tiles at {mpp:g} mpp; got none "
-                f"({'; '.join(reasons[:3])}). Lower min_tissue or the tile size, leave this mpp "
-                "out, or add slides."
-            )
-            raise TrainingError(", ".join(self.slide_ids[:5]), msg)
-        shares = _cumulative([weights[row] for row in places])
-        return _Magnification(mpp, list(places), list(places.values()), shares)
-
-    def _places_or_note(self, slide: SampledSlide, mpp: float, min_tissue: float) -> Places | None:
-        """Where the slide gives tiles; None, logged and noted, if it gives none."""
-        found = self._places(slide, mpp, min_tissue)
-        if not isinstance(found, str):
-            return found
-        self.unusable.append(UnusableSlide(slide.slide_id, mpp, found))
-        LOGGER.warning("%s: no tiles at %g mpp: %s", slide.slide_id, mpp, found)
-        return None
-
-    def _places(self, slide: SampledSlide, mpp: float, min_tissue: float) -> Places | str:
-        """Where the slide gives tiles, or the reason why it gives none."""
-        if mpp < slide.mpp / (1 + TOLERANCE):
-            return f"the slide is coarser, {slide.mpp:g} mpp"
-        edge = level0_px(self.size_px, mpp=mpp, slide_mpp=slide.mpp)
-        if edge > min(slide.width, slide.height):
-            return f"a tile is {edge:g} pixels wide, the slide {slide.width} x {slide.height}"
-        try:
-            places = find_places(
-                slide.mask,
-                slide_size=(slide.width, slide.height),
-                per_mask_px=level0_px(1, mpp=slide.mask_mpp, slide_mpp=slide.mpp),
-                edge=edge,
-                min_tissue=min_tissue,
-            )
-        except ValueError as error:  # this slide's mask does not fit; others may
-            return str(error)
-        return places if places.n_places else f"no place holds {min_tissue:g} tissue"
-
-
-def batch_indices(
-    step: int, *, batch_size: int, rank: int = 0, world_size: int = 1
-) -> NDArray[np.int64]:
-    """Global indices, (batch_size,) int64, that one rank (or micro-batch) takes in one step.
-
-    ``g = step * world_size * batch_size + rank * batch_size + slot``: the ranks of a step split the
-    same samples whatever their number, as long as the global batch is the same.
-    """
-    first = (step * world_size + rank) * batch_size
-    return np.arange(first, first + batch_size, dtype=np.int64)
+    def _windows_at(
+        self, corner: tuple[int, int], found: SlidePlaces, mpp: float
+    ) -> tuple[TileWindow, ...]:
+        """What to read of a tile: itself, and its centre at the other resolutions."""
+        windows = []
+        for factor in self.view_mpp_factors:
+            wider = found.shape.edge * (factor - 1) / 2
+            x, y = (floor(at - wider + ROUNDING) for at in corner)
+            windows.append(TileWindow(x, y, self.size_px, mpp * factor))
+        return tuple(windows)
 
 
 def sampler_from_catalogue(
@@ -212,87 +274,102 @@ def sampler_from_catalogue(
     *,
     seed: int,
     size_px: int,
-    magnifications: Mapping[float, float],
+    batch_size: int,
+    magnifications: Mapping[float, float] | ContinuousMpp,
     min_tissue: float,
-    weights: Mapping[str, float] | None = None,
+    tiles_per_region: int = 1,
+    balance: Mapping[str, float] | None = None,
+    base: Base = "slide",
+    view_mpp_factors: tuple[float, ...] = (1.0,),
 ) -> TileSampler:
     """A sampler over every slide of a catalogue.
+
+    Reads columns only: millions of slides take seconds. Slides that the columns show to be too
+    coarse, too small or without tissue at some resolution are not drawn there; those that are not
+    drawn at all do not count in the frequencies that are balanced.
 
     Args:
         catalogue: The slides and their tissue masks.
         seed: Seed of the draws.
         size_px: Edge of every tile, pixels at its mpp.
-        magnifications: Weight of each mpp, micrometres per pixel.
+        batch_size: Samples of a step, over all ranks.
+        magnifications: Share of each mpp, micrometres per pixel; or a continuous range.
         min_tissue: Smallest tissue fraction of a tile, 0 to 1.
-        weights: Weight of each slide_id; 1 for those left out.
+        tiles_per_region: Tiles cut from one decoded region.
+        balance: Alpha, 0 to 1, of columns: slides weigh frequency ** -alpha of their value.
+        base: ``slide``: slides weigh the same before balancing; ``tissue_area``: by their tissue.
+        view_mpp_factors: Resolutions to read each tile's centre at, over its own; the first is 1.
+            ``min_tissue`` holds for the tile itself; every view lies on the slide.
 
     Raises:
-        ValueError: If a setting is out of range, or a weight names a slide that is not there.
-        TrainingError: If some magnification has no usable slide.
+        ValueError: If a setting is out of range or a column is not there.
+        TrainingError: If no slide gives tiles at some resolution.
     """
-    given, rows = dict(weights or {}), catalogue.rows()
-    unknown = sorted(given.keys() - {row.slide_id for row in rows})
-    if unknown:
-        msg = (
-            f"sampler_from_catalogue: needs weights of slides in the catalogue; got {unknown}"
-            ", which are not. Correct the names or leave them out."
-        )
-        raise ValueError(msg)
-    return TileSampler(
-        (_sampled(catalogue, row, weight=given.get(row.slide_id, 1.0)) for row in rows),
-        seed=seed,
-        size_px=size_px,
-        magnifications=magnifications,
-        min_tissue=min_tissue,
-    )
-
-
-def _sampled(catalogue: Catalogue, row: SlideRow, *, weight: float) -> SampledSlide:
-    tissue = catalogue.mask(row.slide_id)
-    return SampledSlide(
-        slide_id=row.slide_id,
-        width=row.width,
-        height=row.height,
-        mpp=row.mpp,
-        mask=tissue.mask,
-        mask_mpp=tissue.mpp,
-        weight=weight,
-    )
-
-
-def _pick(shares: NDArray[np.float64], u: float) -> int:
-    return int(np.searchsorted(shares, u, side="right"))
-
-
-def _cumulative(weights: Sequence[float]) -> NDArray[np.float64]:
-    """Cumulative shares; the last is 1 exactly, so that no number below 1 falls off the end."""
-    total = np.cumsum(np.asarray(weights, dtype=np.float64))
-    return np.asarray(total / total[-1], dtype=np.float64)
-
-
-def _refuse_unfit_settings(
-    size_px: int, magnifications: Mapping[float, float], min_tissue: float
-) -> None:
+    _refuse_unless(len(catalogue) > 0, "at least one slide", 0)
     _refuse_unless(size_px >= 1, "size_px >= 1", size_px)
-    _refuse_unless(
-        _are_weights(list(magnifications.values())) and min(magnifications) > 0,
-        "an mpp > 0 with a weight >= 0, not all 0",
-        dict(magnifications),
-    )
+    _refuse_unless(batch_size >= 1, "batch_size >= 1", batch_size)
+    _refuse_unless(tiles_per_region >= 1, "tiles_per_region >= 1", tiles_per_region)
     _refuse_unless(0 <= min_tissue <= 1, "min_tissue from 0 to 1", min_tissue)
+    are_views = view_mpp_factors[:1] == (1.0,) and min(view_mpp_factors) > 0
+    _refuse_unless(are_views, "view_mpp_factors > 0, the first of them 1", view_mpp_factors)
+    law: Magnifications
+    if isinstance(magnifications, ContinuousMpp):
+        law = magnifications
+    else:
+        law = DiscreteMpp(magnifications)
+    ranges = mpp_ranges(catalogue, size_px=size_px, view_mpp_factors=view_mpp_factors)
+    span = law.span(*ranges)
+    weight_S = base_weights(catalogue, base, min_tissue=min_tissue) * (span[1] > span[0])
+    choice = SlideChoice(law, balanced(weight_S, catalogue, balance or {}), span=span)
+    _refuse_uncovered(catalogue, choice, size_px=size_px)
+    places = PlaceCache(
+        catalogue,
+        size_px=size_px,
+        min_tissue=min_tissue,
+        tiles_per_region=tiles_per_region,
+        largest_view=max(view_mpp_factors),
+    )
+    return TileSampler(
+        SlideNames(catalogue),
+        choice,
+        places,
+        windows=Windows(seed, batch_size, tiles_per_region),
+        size_px=size_px,
+        view_mpp_factors=view_mpp_factors,
+    )
 
 
-def _refuse_unfit_weights(weights: Sequence[float]) -> None:
-    _refuse_unless(len(weights) > 0, "at least one slide", 0)
-    _refuse_unless(_are_weights(weights), "slide weights >= 0, not all 0", weights[:9])
+def mpp_ranges(
+    catalogue: Catalogue, *, size_px: int, view_mpp_factors: tuple[float, ...]
+) -> tuple[Floats, Floats]:
+    """The finest and the coarsest tiles that slides can give, (S,) float64 µm per pixel each."""
+    mpp_S = catalogue.column("mpp").to_numpy()
+    width_S, height_S = (catalogue.column(name).to_numpy() for name in ("width", "height"))
+    finest_S = mpp_S / ((1 + TOLERANCE) * min(view_mpp_factors))
+    coarsest_S = np.minimum(width_S, height_S) * mpp_S / (size_px * max(view_mpp_factors))
+    return finest_S, coarsest_S
+
+
+def _refuse_uncovered(catalogue: Catalogue, choice: SlideChoice, *, size_px: int) -> None:
+    """Raise where a resolution has no slide; log how many slides have no resolution."""
+    if len(choice.uncovered):
+        mpps = ", ".join(f"{mpp:g}" for mpp in choice.uncovered[:5])
+        msg = (
+            f"needs slides that give {size_px} px tiles at {mpps} mpp; all {len(catalogue)} are "
+            "coarser, smaller than a tile or without tissue. Leave this mpp out, lower the tile "
+            "size, or add slides."
+        )
+        raise TrainingError(catalogue.path, msg)
+    left_out = np.flatnonzero(~choice.is_usable)
+    if len(left_out):
+        names = SlideNames(catalogue)
+        some = ", ".join(names(row) for row in left_out[:5].tolist())
+        told = "%d of %d slides are too coarse, too small or without tissue for every mpp (%s%s)"
+        more = ", ..." if len(left_out) > 5 else ""
+        LOGGER.warning(told, len(left_out), len(catalogue), some, more)
 
 
 def _refuse_unless(holds: bool, rule: str, got: object) -> None:  # noqa: FBT001 - the claim itself
     if not holds:
         msg = f"TileSampler: needs {rule}; got {got}. Correct the recipe or the catalogue."
         raise ValueError(msg)
-
-
-def _are_weights(weights: Sequence[float]) -> bool:
-    array = np.asarray(weights, dtype=np.float64)
-    return bool(np.isfinite(array).all() and (array >= 0).all() and array.sum() > 0)

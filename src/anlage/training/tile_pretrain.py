@@ -181,6 +181,7 @@ def _train(training: Training, slides: Catalogue, *, threads: int) -> None:
         slides,
         seed=config.seed,
         size_px=config.views.source_px,
+        batch_size=config.batch_size,
         magnifications=config.tiles.magnifications,
         min_tissue=config.tiles.min_tissue,
     )
