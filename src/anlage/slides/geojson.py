@@ -97,7 +97,7 @@ def read_geojson(
         seen = ", ".join(f"{n} of {name}" for name, n in drawn.left_out.items()) or "no feature"
         raise TissueError(path, f"needs a polygon of tissue; got {seen}. {QUPATH}")
     for polygon in found:
-        _refuse_outside(path, polygon, slide_size)
+        _refuse_outside(path, polygon, slide_size, mask_mpp / slide_mpp)
     per_level0_px = level0_px(1, mpp=slide_mpp, slide_mpp=mask_mpp)
     shape = mask_shape(slide_size, slide_mpp=slide_mpp, mask_mpp=mask_mpp)
     mask = fill_outlines(([ring * per_level0_px for ring in rings] for _, rings in found), shape)
@@ -107,10 +107,10 @@ def read_geojson(
     return TissueMask(mask, mask_mpp)
 
 
-def _refuse_outside(path: str | Path, polygon: Polygon, slide_size: Size) -> None:
-    """Refuse a polygon that does not touch the slide, or reaches far beyond it."""
+def _refuse_outside(path: str | Path, polygon: Polygon, slide_size: Size, mask_px: float) -> None:
+    """Refuse a polygon that does not touch the slide, or reaches far beyond it (level-0 pixels)."""
     low, high = polygon.rings[0].min(axis=0), polygon.rings[0].max(axis=0)
-    margin = MAX_OVERHANG * max(slide_size)
+    margin = max(MAX_OVERHANG * max(slide_size), mask_px)
     is_outside = (high <= 0).any() or (low >= slide_size).any()
     if is_outside or (low < -margin).any() or (high > np.add(slide_size, margin)).any():
         box = f"x {low[0]:g} to {high[0]:g}, y {low[1]:g} to {high[1]:g}"
