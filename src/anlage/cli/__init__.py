@@ -9,10 +9,10 @@ import logging
 import os
 import sys
 
-from anlage.cli import demo, slides, training  # each adds its commands to the application
+from anlage.cli import demo, machine, slides, training  # each adds its commands to the application
 from anlage.cli.application import FILE_ONLY, Exit, app
 
-__all__ = ["app", "demo", "main", "slides", "training"]
+__all__ = ["app", "demo", "machine", "main", "slides", "training"]
 
 
 def main() -> None:
