@@ -1,28 +1,36 @@
 from __future__ import annotations
 
+import resource
+import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
+from synthetic_slides import pyramid, write_tiff
 
+from anlage.errors import SlideError
+from anlage.slides.reader import open_slide
 from anlage.tiles.handles import SlideHandles
 
 
 class Handle:
-    """Knows whether two threads ever held it at once."""
-
     def __init__(self, slide_id: str) -> None:
-        self.slide_id, self.is_open, self.users = slide_id, True, 0
+        self.slide_id, self.is_open = slide_id, True
 
     def close(self) -> None:
+        assert self.is_open, "closed twice"
         self.is_open = False
 
 
 class Opener:
-    def __init__(self) -> None:
+    def __init__(self, delay_s: float = 0.0) -> None:
         self.opened: list[Handle] = []
+        self.delay_s = delay_s
 
     def __call__(self, slide_id: str) -> Any:
+        time.sleep(self.delay_s)
         self.opened.append(Handle(slide_id))
         return self.opened[-1]
 
@@ -33,40 +41,75 @@ class Opener:
 
 def test_a_handle_is_used_again() -> None:
     opener = Opener()
-    handles = SlideHandles(opener, max_idle=4)
+    handles = SlideHandles(opener, max_open=4)
     for _ in range(5):
         with handles.borrow("a") as slide:
             assert slide.is_open
     assert len(opener.opened) == 1
 
 
+def test_threads_that_ask_at_once_share_one_handle() -> None:
+    opener = Opener(delay_s=0.05)
+    handles = SlideHandles(opener, max_open=4)
+    together = threading.Barrier(8, timeout=60)
+
+    def use(_: int) -> int:
+        together.wait()
+        with handles.borrow("a") as slide:
+            assert slide.is_open
+            return id(slide)
+
+    with ThreadPoolExecutor(8) as pool:
+        assert len(set(pool.map(use, range(8)))) == 1
+    assert len(opener.opened) == 1
+
+
 def test_the_longest_unused_is_closed_past_the_bound() -> None:
     opener = Opener()
-    handles = SlideHandles(opener, max_idle=2)
+    handles = SlideHandles(opener, max_open=2)
     for name in "abac":
         with handles.borrow(name):
             pass
     assert [(h.slide_id, h.is_open) for h in opener.opened] == [
         *(("a", True), ("b", False), ("c", True)),
     ]
-    with handles.borrow("b"):
-        assert opener.n_open == 3
+    with handles.borrow("b"), handles.borrow("c"), handles.borrow("d"):
+        assert opener.n_open == 3  # in use, however many
     assert opener.n_open == 2
 
 
-def test_a_handle_that_failed_is_not_kept() -> None:
+def test_a_handle_that_failed_is_not_lent_again_but_serves_who_has_it() -> None:
     opener = Opener()
-    handles = SlideHandles(opener, max_idle=2)
-    with pytest.raises(OSError, match="gone"), handles.borrow("a"):
-        raise OSError(2, "gone")
-    assert opener.n_open == 0
-    with handles.borrow("a") as slide:
-        assert slide.is_open
+    handles = SlideHandles(opener, max_open=2)
+    with handles.borrow("a") as other:
+        with pytest.raises(OSError, match="gone"), handles.borrow("a"):
+            raise OSError(2, "gone")
+        assert other.is_open
+        with handles.borrow("a") as anew:
+            assert anew is not other
+    assert [h.is_open for h in opener.opened] == [False, True]
+
+
+def test_a_slide_that_cannot_be_opened_is_tried_again() -> None:
+    n_tried = 0
+
+    def opening(slide_id: str) -> Any:
+        nonlocal n_tried
+        n_tried += 1
+        if n_tried < 3:
+            raise SlideError(slide_id, "not yet")
+        return Handle(slide_id)
+
+    handles = SlideHandles(opening)
+    for _ in range(2):
+        with pytest.raises(SlideError, match="not yet"):
+            handles.take("a")
+    assert handles.take("a").slide.is_open
 
 
 def test_close_closes_what_is_lent_once_it_comes_back() -> None:
     opener = Opener()
-    handles = SlideHandles(opener, max_idle=2)
+    handles = SlideHandles(opener, max_open=2)
     with handles.borrow("a"):
         with handles.borrow("b"):
             pass
@@ -75,20 +118,43 @@ def test_close_closes_what_is_lent_once_it_comes_back() -> None:
     assert opener.n_open == 0
 
 
-def test_many_threads_never_share_a_handle_and_stay_bounded() -> None:
+def test_many_threads_stay_within_the_bound() -> None:
     opener = Opener()
-    handles = SlideHandles(opener, max_idle=3)
+    handles = SlideHandles(opener, max_open=3)
 
     def use(i: int) -> None:
-        with handles.borrow(f"s{i * 7 % 5}") as slide:
-            slide.users += 1
-            assert slide.users == 1
-            assert slide.is_open
-            assert opener.n_open <= 3 + 8
-            slide.users -= 1
+        shared = handles.take(f"s{i * 7 % 5}")
+        assert shared.slide.is_open
+        assert opener.n_open <= 3 + 8
+        handles.give_back(shared, is_damaged=i % 11 == 0)
 
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(use, range(3000)))
     assert opener.n_open <= 3
     handles.close()
     assert opener.n_open == 0
+
+
+def test_no_more_than_half_of_the_descriptors_are_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    for soft, expected in ((40, 10), (1024, 256), (1 << 20, 512), (2, 1), (-1, 512)):
+        monkeypatch.setattr(resource, "getrlimit", lambda _, soft=soft: (soft, soft))
+        assert SlideHandles(Opener()).max_open == expected
+
+
+def test_a_thousand_slides_stay_open_where_descriptors_allow(tmp_path: Path) -> None:
+    path = write_tiff(tmp_path / "a.tif", pyramid(200, 160, n_levels=1))
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(8192, hard), hard))
+    try:
+        handles = SlideHandles(lambda _: open_slide(path), max_open=1000)
+        lent = [handles.take(str(i)) for i in range(1000)]
+        assert handles.max_open == 1000
+        for shared in lent:
+            assert shared.slide.read_region(60, 60, 8, 8).shape == (8, 8, 3)
+            handles.give_back(shared)
+        again = handles.take("0")
+        assert again is lent[0]
+        handles.give_back(again)
+        handles.close()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
