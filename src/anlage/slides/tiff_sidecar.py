@@ -6,9 +6,9 @@ import hashlib
 import json
 import logging
 import threading
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import NamedTuple
 
 import safetensors.numpy
 from safetensors import SafetensorError
@@ -25,7 +25,8 @@ LOOK_EVERY = 100  # sidecars written between two looks at how much there is
 LOGGER = logging.getLogger(__name__)
 
 
-class Sidecar(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Sidecar:
     """What is known of a remote slide without asking for it.
 
     Attributes:

@@ -1,0 +1,68 @@
+"""Opening a remote slide: TIFF where it lies, anything else from a copy on this machine."""
+
+from __future__ import annotations
+
+import weakref
+
+from anlage.errors import SlideError
+from anlage.slides.location import suffix_of
+from anlage.slides.object_store import RemoteBytes
+from anlage.slides.reader import SlideReader, UnknownFormatError, first_that_opens
+from anlage.slides.reader_table import readers
+from anlage.slides.staging import stage
+from anlage.slides.tiff_reader import TiffReader
+
+MANY_FILES = {  # formats of which a location names only the first file
+    ".mrxs": "a folder of data files beside it",
+    ".vms": "several files",
+    ".vmu": "several files",
+    ".dcm": "a folder of files, one a level",
+    ".dzi": "a folder of tiles beside it",
+}
+
+
+def open_remote(
+    location: str, *, mpp: float | None, version: str | None, size: int | None
+) -> SlideReader:
+    """Open a slide by its URL.
+
+    Args:
+        location: Its URL.
+        mpp: As for ``open_slide``.
+        version: As for ``open_slide``.
+        size: As for ``open_slide``.
+
+    Raises:
+        SlideError: As ``open_slide``; and if it is of a format of many files.
+    """
+    parts = MANY_FILES.get(suffix_of(location))
+    if parts is not None:
+        raise SlideError(
+            location,
+            f"is a slide of {parts}, which is read from a local disk only. Copy all of it to this "
+            "machine, or convert it to a pyramidal TIFF.",
+        )
+    try:
+        return TiffReader(location, mpp=mpp, version=version, size=size)
+    except UnknownFormatError as error:
+        reason = error.message
+    return _open_staged(location, reason, mpp=mpp, version=version, size=size)
+
+
+def _open_staged(
+    location: str, reason: str, *, mpp: float | None, version: str | None, size: int | None
+) -> SlideReader:
+    source = RemoteBytes(location, version=version, size=size)
+    staged = stage(source)
+    others = ((name, reader) for name, reader in readers() if reader is not TiffReader)
+    try:
+        slide = first_that_opens(str(staged.path), others, mpp=mpp)
+    except SlideError as error:
+        staged.release()
+        message = error.message.replace(
+            "knows this file.", f"knows this file. tiled-tiff: {reason}"
+        )
+        raise SlideError(location, message) from error
+    slide.version = source.version
+    weakref.finalize(slide, staged.release)  # from then on it may be removed to make room
+    return slide
