@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from faulty_server import Faults, FaultyServer, serve
+from PIL import Image
 from synthetic_slides import pyramid, write_tiff
 
 from anlage.errors import SlideError
@@ -212,3 +213,19 @@ def test_reading_after_a_fork(server: FaultyServer) -> None:
 
     assert in_a_fork(reads_again)
     np.testing.assert_array_equal(everything(slide), expected)
+
+
+def test_a_deep_zoom_folder_is_read_where_it_is(server: FaultyServer) -> None:
+    tiles = server.root / "z_files" / "7"
+    tiles.mkdir(parents=True)
+    picture = pyramid(100, 80)[0]
+    Image.fromarray(picture).save(tiles / "0_0.png")
+    (server.root / "z.dzi").write_text(
+        '<Image xmlns="http://schemas.microsoft.com/deepzoom/2008" Format="png" Overlap="0" '
+        'TileSize="128"><Size Width="100" Height="80"/></Image>'
+    )
+    with open_slide(server.url("z.dzi"), mpp=1.0) as slide:
+        np.testing.assert_array_equal(everything(slide), picture)
+        assert slide.version
+    with pytest.raises(SlideChangedError, match="has changed"):
+        open_slide(server.url("z.dzi"), version="another", size=7)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from io import BytesIO
 from typing import ClassVar
 from xml.etree import ElementTree as ET
 
@@ -118,8 +117,8 @@ class DeepZoomReader(SlideReader):
         y0, y1 = _span(row, shape.height, how)
         name = f"{self._finest - level}/{column}_{row}.{how.ending}"
         try:
-            source = open_bytes(_folder(self.path) + name)
-            pixels, _, _ = decode_picture(name, BytesIO(source.read(0, source.size)))
+            with open_bytes(_folder(self.path) + name).as_file() as file:
+                pixels, _, _ = decode_picture(name, file)
             pixels = _fitted(name, pixels, Size(x1 - x0, y1 - y0))
         except SlideError as error:
             where = f"level {level}, tile row {row}, column {column} (file {name})"
@@ -170,7 +169,8 @@ def _describe(path: str) -> _Description:
     source = open_bytes(path)
     if source.size > MAX_XML_BYTES:
         raise UnknownFormatError(path, f"a Deep Zoom description of {source.size} bytes.")
-    text = source.read(0, source.size)
+    with source.as_file() as file:
+        text = file.read()
     if b"<!DOCTYPE" in text or b"<!ENTITY" in text:
         raise SlideError(path, "needs a description without a DOCTYPE; it has one. Remove it.")
     try:

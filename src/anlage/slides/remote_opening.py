@@ -1,10 +1,11 @@
-"""Opening a remote slide: TIFF where it lies, anything else from a copy on this machine."""
+"""Opening a remote slide: TIFF and Deep Zoom where they lie, others from a copy on this machine."""
 
 from __future__ import annotations
 
 import weakref
 
 from anlage.errors import SlideError
+from anlage.slides.dzi_reader import DeepZoomReader
 from anlage.slides.location import suffix_of
 from anlage.slides.object_store import RemoteBytes
 from anlage.slides.reader import SlideReader, UnknownFormatError, first_that_opens
@@ -12,12 +13,12 @@ from anlage.slides.reader_table import readers
 from anlage.slides.staging import stage
 from anlage.slides.tiff_reader import TiffReader
 
+DEEP_ZOOM = ".dzi"
 MANY_FILES = {  # formats of which a location names only the first file
     ".mrxs": "a folder of data files beside it",
     ".vms": "several files",
     ".vmu": "several files",
     ".dcm": "a folder of files, one a level",
-    ".dzi": "a folder of tiles beside it",
 }
 
 
@@ -42,11 +43,23 @@ def open_remote(
             f"is a slide of {parts}, which is read from a local disk only. Copy all of it to this "
             "machine, or convert it to a pyramidal TIFF.",
         )
+    if suffix_of(location) == DEEP_ZOOM:
+        return _open_deep_zoom(location, mpp=mpp, version=version, size=size)
     try:
         return TiffReader(location, mpp=mpp, version=version, size=size)
     except UnknownFormatError as error:
         reason = error.message
     return _open_staged(location, reason, mpp=mpp, version=version, size=size)
+
+
+def _open_deep_zoom(
+    location: str, *, mpp: float | None, version: str | None, size: int | None
+) -> SlideReader:
+    source = RemoteBytes(location, version=version, size=size)
+    source.read(0, min(source.size, 1))  # refused if it is not the catalogue's
+    slide = DeepZoomReader(location, mpp=mpp)
+    slide.version = source.version
+    return slide
 
 
 def _open_staged(
