@@ -307,3 +307,14 @@ def test_writer_killed_half_way_leaves_the_bag_before_it(tmp_path):
     write_bag(path, make_bag())
     assert run_writer(path).returncode == -signal.SIGKILL
     np.testing.assert_array_equal(read_bag(path).coords, make_bag().coords)
+
+
+def test_a_bag_from_before_colours_were_said_is_of_stored_ones(tmp_path):
+    write_bag(tmp_path / "a.h5", replace(make_bag(), attributes=replace(ATTRIBUTES, colour="srgb")))
+    assert read_bag(tmp_path / "a.h5").attributes.colour == "srgb"
+    with h5py.File(tmp_path / "a.h5", "a") as file:
+        del file.attrs["colour"], file.attrs["icc_profile"]
+    older = read_bag(tmp_path / "a.h5").attributes
+    assert (older.colour, older.icc_profile) == ("stored", "")
+    assert older.differences(replace(ATTRIBUTES, icc_profile="none")) == []
+    assert older.differences(replace(ATTRIBUTES, colour="srgb")) == ["colour"]

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from small_encoder import make_encoder
@@ -36,7 +38,8 @@ def test_a_mask_that_cannot_resolve_a_tile_is_refused(slides, tmp_path):
 
 def test_attributes_say_what_the_bag_is_made_from(catalogue):
     encoder, row = make_encoder(mpp=1.0), catalogue.row("b")
-    made = bag_attributes(row, encoder, SPEC)
+    made = bag_attributes(row, encoder, SPEC, colour="srgb", icc_profile="none")
+    assert (made.colour, made.icc_profile) == ("srgb", "none")
     assert made.encoder_fingerprint == encoder.fingerprint
     assert made.slide_fingerprint == row.fingerprint
     assert (made.slide_mpp, made.slide_width_px, made.slide_height_px) == (row.mpp, 330, 260)
@@ -44,10 +47,11 @@ def test_attributes_say_what_the_bag_is_made_from(catalogue):
     assert made.tile_level0_px == pytest.approx(64, rel=1e-6)
 
 
-def test_a_slide_id_that_is_no_file_name_is_refused(catalogue, tmp_path):
+def test_a_slide_id_that_is_no_file_name_is_refused(catalogue, tmp_path, monkeypatch):
     ids = ["../a", "b", "x/y", "c", "d"]
-    index = catalogue.table.column_names.index("slide_id")
-    catalogue.table = catalogue.table.set_column(index, "slide_id", [ids])
-    plan = plan_slides(catalogue, tmp_path / "bags", encoder=make_encoder(mpp=1.0), spec=SPEC)
+    rows = [replace(row, slide_id=i) for row, i in zip(catalogue.rows(), ids, strict=True)]
+    monkeypatch.setattr(catalogue, "iter_rows", lambda: iter(rows))
+    encoder = make_encoder(mpp=1.0)
+    plan = plan_slides(catalogue, tmp_path / "bags", encoder=encoder, spec=SPEC, colour="stored")
     assert [row.slide_id for row in plan.todo] == ["b", "c", "d"]
     assert [slide.reason.split("'")[1] for slide in plan.refused] == ["../a", "x/y"]

@@ -29,7 +29,8 @@ from anlage.geometry import level0_px
 
 FORMAT = "bag/1"
 FLOAT16_MAX = float(np.finfo(np.float16).max)
-NOT_IDENTITY = ("versions", "created_by", "precision")
+NOT_IDENTITY = ("versions", "created_by", "precision", "icc_profile")
+SINCE_COLOUR = {"colour": "stored", "icc_profile": ""}  # true of bags from before they said it
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -48,6 +49,9 @@ class BagAttributes:
         min_tissue: Smallest tissue fraction of a kept tile.
         mean: Mean that the transform took off each channel of pixels in [0, 1].
         std: Standard deviation by which it divided.
+        colour: Whether tiles were embedded as ``stored`` or in ``srgb``, by the slide's profile.
+        icc_profile: With ``srgb``, the SHA-256 of the profile; "none" if the slide has none, so
+            that its pixels stayed as stored. Else empty.
         precision: Arithmetic of the forward pass, ``fp32`` or ``bf16``.
         versions: Versions of the software that made it.
         created_by: The program that wrote it.
@@ -64,6 +68,8 @@ class BagAttributes:
     min_tissue: float
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
+    colour: str = "stored"
+    icc_profile: str = ""
     precision: str = "fp32"
     versions: Mapping[str, str] = field(default_factory=dict)
     created_by: str = "anlage"
@@ -299,8 +305,9 @@ def _read_attributes(path: str | Path, stored: h5py.AttributeManager) -> BagAttr
         "versions": json.loads,
     }
     try:
+        present = SINCE_COLOUR | dict(stored)
         values = {
-            entry.name: readers.get(entry.name, str)(stored[entry.name])
+            entry.name: readers.get(entry.name, str)(present[entry.name])
             for entry in fields(BagAttributes)
         }
     except (KeyError, TypeError, ValueError) as error:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -61,6 +61,10 @@ def embed_tiles_command(
         float, typer.Option(min=0, max=1, help="Smallest tissue fraction of a tile.")
     ] = 0.25,
     batch_size: Annotated[int, typer.Option(min=1, help="Tiles a forward pass.")] = 64,
+    colour: Annotated[
+        Literal["stored", "srgb"] | None,
+        typer.Option(help="Colours by the slides' ICC profiles, or as stored; the encoder's."),
+    ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     threads: Annotated[int, typer.Option(min=1, help="Threads that read tiles.")] = 2,
 ) -> None:
@@ -79,6 +83,7 @@ def embed_tiles_command(
         batch_size=batch_size,
         device=device,
         threads=threads,
+        colour=colour,
     )
     refused = [*unusable, *result.refused]
     name_refused(refused)

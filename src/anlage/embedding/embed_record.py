@@ -46,7 +46,7 @@ def _earlier(path: Path, record: Mapping[str, Any]) -> dict[str, Any] | None:
     except ValueError as error:
         LOGGER.warning("%s: is not JSON and is written anew: %s", path, error)
         return None
-    must_equal = ("format", "encoder_fingerprint", "tiles")
+    must_equal = ("format", "encoder_fingerprint", "tiles", "colour")
     if not isinstance(earlier, dict) or any(earlier.get(k) != record[k] for k in must_equal):
         return None
     return earlier if earlier.keys() >= record.keys() else None

@@ -33,7 +33,8 @@ from anlage.errors import BagError
 from anlage.progress import Meter, meter
 from anlage.provenance import git_commit, machine, versions
 from anlage.slides.catalogue import Catalogue
-from anlage.slides.discovery import Refused
+from anlage.slides.colour import Colour
+from anlage.slides.found_slide import Refused
 from anlage.tiles.spec import TileSpec
 
 LOGGER = logging.getLogger(__name__)
@@ -75,6 +76,7 @@ def embed_tiles(
     threads: int = 2,
     device: str | torch.device = "auto",
     precision: Precision = "auto",
+    colour: Colour | None = None,
 ) -> EmbedResult:
     """Embed all tiles with enough tissue, at the encoder's mpp and tile size.
 
@@ -93,6 +95,8 @@ def embed_tiles(
         threads: Threads that read tiles.
         device: Where to run an encoder given as a folder.
         precision: Its arithmetic; see ``TileEncoder``.
+        colour: "srgb" brings each slide's tiles into sRGB by its own profile, where it has one;
+            "stored" leaves them. None for what the encoder was trained on.
 
     Returns:
         Which slides are done, were skipped, are empty, or were refused and why.
@@ -120,13 +124,15 @@ def embed_tiles(
         stride_px=encoder.config.tile_px if stride_px is None else stride_px,
         min_tissue=min_tissue,
     )
+    colour = _colour(colour, encoder)
     output = Path(output)
     began, started = time.monotonic(), datetime.now(UTC)
     _clear_stale_parts(output)
-    plan = plan_slides(catalogue, output, encoder=encoder, spec=spec)
-    run = _Run(encoder, catalogue, spec, output)
+    plan = plan_slides(catalogue, output, encoder=encoder, spec=spec, colour=colour)
+    run = _Run(encoder, catalogue, spec, output, colour=colour)
     result = run.embed(plan, batch_size=batch_size, threads=threads)
     record = _record(result, encoder, catalogue, spec) | {
+        "colour": colour,
         "batch_size": batch_size,
         "started": started.isoformat(timespec="seconds"),
         "seconds": round(time.monotonic() - began, 2),
@@ -139,9 +145,16 @@ class _Run:
     """One pass over the slides of a plan."""
 
     def __init__(
-        self, encoder: TileEncoder, catalogue: Catalogue, spec: TileSpec, output: Path
+        self,
+        encoder: TileEncoder,
+        catalogue: Catalogue,
+        spec: TileSpec,
+        output: Path,
+        *,
+        colour: Colour,
     ) -> None:
         self.encoder, self.catalogue, self.spec, self.output = encoder, catalogue, spec, output
+        self.colour = colour
         self.done: list[str] = []
         self.empty: list[str] = []
         self.refused: list[Refused] = []
@@ -153,7 +166,13 @@ class _Run:
         self.refused += plan.refused
         n_before = len(plan.skipped) + len(plan.refused)
         total = len(plan.todo) + n_before
-        reader = TileReadAhead(self.catalogue, self.spec, batch_size=batch_size, threads=threads)
+        reader = TileReadAhead(
+            self.catalogue,
+            self.spec,
+            batch_size=batch_size,
+            threads=threads,
+            colour=self.colour,
+        )
         with (
             meter("embed", total=total, unit="slides", done=n_before) as progress,
             ThreadPoolExecutor(1, thread_name_prefix="anlage-bags") as writer,
@@ -208,7 +227,9 @@ class _Run:
                 self._write(job, writer, progress)
 
     def _write(self, job: SlideJob, writer: ThreadPoolExecutor, progress: Meter) -> None:
-        attributes = bag_attributes(job.row, self.encoder, self.spec)
+        attributes = bag_attributes(
+            job.row, self.encoder, self.spec, colour=self.colour, icc_profile=job.icc_profile
+        )
         bag = Bag(job.row.slide_id, job.features, job.corners, attributes)
         path = bag_path(self.output, job.row.slide_id)
         self._writes.append((job, writer.submit(write_bag, path, bag)))
@@ -234,6 +255,13 @@ class _Run:
         self.refused.append(Refused(job.row.uri, reason))
         LOGGER.warning("%s: no bag: %s", job.row.uri, reason)
         progress.advance()
+
+
+def _colour(asked: Colour | None, encoder: TileEncoder) -> Colour:
+    own = encoder.config.colour
+    if asked is not None and asked != own:
+        LOGGER.warning("tiles are read in %s colours; the encoder was trained on %s", asked, own)
+    return asked or own
 
 
 def _record(

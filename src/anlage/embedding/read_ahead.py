@@ -22,6 +22,7 @@ from torch import Tensor
 from anlage.embedding.slide_plan import SlideJob
 from anlage.errors import AnlageError
 from anlage.slides.catalogue import Catalogue
+from anlage.slides.colour import Colour, profile_digest, slide_converter
 from anlage.slides.levels import read_tile
 from anlage.tiles.handles import SlideHandles
 from anlage.tiles.spec import TileSpec
@@ -68,10 +69,16 @@ class TileReadAhead:
     """
 
     def __init__(
-        self, catalogue: Catalogue, spec: TileSpec, *, batch_size: int, threads: int
+        self,
+        catalogue: Catalogue,
+        spec: TileSpec,
+        *,
+        batch_size: int,
+        threads: int,
+        colour: Colour = "stored",
     ) -> None:
-        self._spec, self._batch_size = spec, batch_size
-        self._handles = SlideHandles(catalogue.open_slide, max_idle=2 * threads)
+        self._spec, self._batch_size, self._colour = spec, batch_size, colour
+        self._handles = SlideHandles(catalogue.open_slide, max_open=2 * threads)
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="anlage-embed")
         self.wait_s = 0.0
 
@@ -120,11 +127,14 @@ class TileReadAhead:
         x, y = job.corners[row].tolist()
         try:
             with self._handles.borrow(job.row.slide_id) as slide:
+                convert = slide_converter(slide, self._colour)
+                if self._colour == "srgb" and not job.icc_profile:
+                    job.icc_profile = profile_digest(slide.icc_profile)
                 tile_SS3 = read_tile(slide, x, y, size_px=self._spec.size_px, mpp=self._spec.mpp)
         except (AnlageError, OSError) as error:
             job.reason = error.message if isinstance(error, AnlageError) else str(error)
             return
-        into_3SS[:] = tile_SS3.transpose(2, 0, 1)
+        into_3SS[:] = (convert(tile_SS3) if convert else tile_SS3).transpose(2, 0, 1)
 
 
 def _pieces(chosen: list[tuple[SlideJob, int]]) -> Iterator[Piece]:

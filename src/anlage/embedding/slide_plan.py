@@ -15,7 +15,8 @@ from anlage.errors import BagError, CatalogueError
 from anlage.progress import meter
 from anlage.provenance import versions
 from anlage.slides.catalogue import Catalogue, SlideRow
-from anlage.slides.discovery import Refused
+from anlage.slides.colour import Colour
+from anlage.slides.found_slide import Refused
 from anlage.tiles.grid import tile_grid
 from anlage.tiles.spec import TileSpec
 
@@ -29,6 +30,7 @@ class SlideJob:
         corners: (L, 2) int64 tiles to embed, level-0 pixels.
         features: (L, D) float32, filled batch by batch.
         n_embedded: Rows of ``features`` that are filled.
+        icc_profile: What the bag says of the slide's colour profile; set when it is read.
         reason: Why the slide is refused; None while nothing is wrong.
     """
 
@@ -36,6 +38,7 @@ class SlideJob:
     corners: NDArray[np.int64]
     features: NDArray[np.float32]
     n_embedded: int = 0
+    icc_profile: str = ""
     reason: str | None = None
 
 
@@ -59,7 +62,14 @@ def bag_path(output: Path, slide_id: str) -> Path:
     return output / f"{slide_id}.h5"
 
 
-def bag_attributes(row: SlideRow, encoder: TileEncoder, spec: TileSpec) -> BagAttributes:
+def bag_attributes(
+    row: SlideRow,
+    encoder: TileEncoder,
+    spec: TileSpec,
+    *,
+    colour: Colour,
+    icc_profile: str = "",
+) -> BagAttributes:
     """What the bag of one slide says about itself."""
     return BagAttributes(
         encoder_fingerprint=encoder.fingerprint,
@@ -73,6 +83,8 @@ def bag_attributes(row: SlideRow, encoder: TileEncoder, spec: TileSpec) -> BagAt
         min_tissue=spec.min_tissue,
         mean=encoder.config.mean,
         std=encoder.config.std,
+        colour=colour,
+        icc_profile=icc_profile,
         precision=encoder.precision,
         versions=versions(),
         created_by=f"anlage {__version__}",
@@ -95,7 +107,7 @@ def tiles_of(catalogue: Catalogue, row: SlideRow, spec: TileSpec) -> NDArray[np.
 
 
 def plan_slides(
-    catalogue: Catalogue, output: Path, *, encoder: TileEncoder, spec: TileSpec
+    catalogue: Catalogue, output: Path, *, encoder: TileEncoder, spec: TileSpec, colour: Colour
 ) -> Plan:
     """Sort a catalogue's slides by whether their bag is already there.
 
@@ -105,13 +117,14 @@ def plan_slides(
     """
     plan = Plan()
     with meter("check bags", total=len(catalogue), unit="slides") as progress:
-        for row in catalogue.rows():
+        for row in catalogue.iter_rows():
             path = bag_path(output, row.slide_id)
             if path.parent != output or path.stem != row.slide_id:
                 reason = f"its slide_id {row.slide_id!r} cannot be a file name. Rename it."
                 plan.refused.append(Refused(row.uri, reason))
             elif path.exists():
-                _refuse_other_bag(path, bag_attributes(row, encoder, spec), catalogue, row, spec)
+                wanted = bag_attributes(row, encoder, spec, colour=colour)
+                _refuse_other_bag(path, wanted, catalogue, row, spec)
                 plan.skipped.append(row.slide_id)
             else:
                 plan.todo.append(row)

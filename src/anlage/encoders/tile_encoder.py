@@ -34,6 +34,8 @@ class EncoderConfig(BaseModel):
         mpp: Resolution it was made for, micrometres per pixel.
         mean: Mean taken off each channel of pixels in [0, 1].
         std: Standard deviation each channel is divided by.
+        colour: Colours of the tiles it was made for: as ``stored``, or in ``srgb`` by their slide's
+            profile. Bags are made with it unless another is asked for.
         pooling: ``cls``, the class token; ``cls+mean``, it and the mean of the patch tokens.
         provenance: What made it: recipe, run, step, catalogue and slide fingerprints, versions.
         weights_sha256: Checksum of the weights; ``save_encoder`` fills it in.
@@ -47,6 +49,7 @@ class EncoderConfig(BaseModel):
     mpp: Positive
     mean: tuple[Finite, Finite, Finite]
     std: tuple[Positive, Positive, Positive]
+    colour: Literal["stored", "srgb"] = "stored"
     pooling: Literal["cls", "cls+mean"] = "cls"
     provenance: dict[str, Any] = Field(default_factory=dict)
     weights_sha256: str | None = None
