@@ -8,7 +8,8 @@ import pytest
 
 from anlage.slides import dicom_series
 from anlage.slides.dicom_series import group_by_series, series_uid
-from anlage.slides.discovery import find_slides, slide_id_of
+from anlage.slides.discovery import find_slides
+from anlage.slides.found_slide import FoundSlide, slide_id_of
 
 EXPLICIT, IMPLICIT, BIG = "1.2.840.10008.1.2.1", "1.2.840.10008.1.2", "1.2.840.10008.1.2.2"
 SEGMENTATION = "1.2.840.10008.5.1.4.1.1.66.4"
@@ -22,7 +23,11 @@ def touch(path: Path) -> Path:
 
 def found_in(folder: Path, *paths: str | Path) -> list[str]:
     slides, _ = find_slides([folder / path for path in paths])
-    return [slide.path.relative_to(folder).as_posix() for slide in slides]
+    return [Path(slide.location).relative_to(folder).as_posix() for slide in slides]
+
+
+def names(slide: FoundSlide) -> list[str]:
+    return [Path(file).name for file in slide.files]
 
 
 def element(tag: tuple[int, int], kind: bytes, value: bytes, *, is_implicit: bool = False) -> bytes:
@@ -92,14 +97,12 @@ def test_links_to_folders_are_followed_once(tmp_path: Path) -> None:
     assert found_in(tmp_path, "in") == ["in/there/a.svs"]
 
 
-def test_deep_zoom_is_refused_and_its_tiles_are_never_scanned(tmp_path: Path) -> None:
+def test_deep_zoom_counts_once_with_its_tiles(tmp_path: Path) -> None:
     touch(tmp_path / "a.dzi")
     touch(tmp_path / "a_files" / "0" / "0_0.tif")
     slides, refused = find_slides([tmp_path])
-    assert slides == []
-    assert [(Path(r.uri).name, r.reason.split(".")[0]) for r in refused] == [
-        ("a.dzi", "no reader for Deep Zoom yet")
-    ]
+    assert refused == []
+    assert [names(slide) for slide in slides] == [["a.dzi", "0_0.tif"]]
 
 
 def test_mrxs_counts_once_with_its_data(tmp_path: Path) -> None:
@@ -108,9 +111,7 @@ def test_mrxs_counts_once_with_its_data(tmp_path: Path) -> None:
     touch(tmp_path / "a" / "Data0000.tif")
     slides, refused = find_slides([tmp_path])
     assert refused == []
-    assert [[f.name for f in slide.files] for slide in slides] == [
-        ["a.mrxs", "Data0000.tif", "Slidedat.ini"]
-    ]
+    assert [names(slide) for slide in slides] == [["a.mrxs", "Data0000.tif", "Slidedat.ini"]]
 
 
 def test_what_is_not_there_is_refused_with_its_reason(tmp_path: Path) -> None:
@@ -127,7 +128,7 @@ def test_a_name_that_is_not_utf8_is_refused_with_its_bytes_escaped(tmp_path: Pat
     touch(tmp_path / "a.svs")
     touch(tmp_path / os.fsdecode(b"latin\xe9.svs"))
     slides, refused = find_slides([tmp_path])
-    assert [slide.path.name for slide in slides] == ["a.svs"]
+    assert [Path(slide.location).name for slide in slides] == ["a.svs"]
     assert [r.uri for r in refused] == [f"{tmp_path}/latin\\xe9.svs"]
     assert "not UTF-8" in refused[0].reason
 
@@ -154,7 +155,7 @@ def test_a_file_whose_name_looks_like_a_glob_is_that_file(tmp_path: Path) -> Non
     ],
 )
 def test_the_id_is_the_stem(name: str, slide_id: str) -> None:
-    assert slide_id_of(Path(name)) == slide_id
+    assert slide_id_of(name) == slide_id
 
 
 def test_a_dicom_series_is_one_slide(tmp_path: Path) -> None:
@@ -162,7 +163,7 @@ def test_a_dicom_series_is_one_slide(tmp_path: Path) -> None:
         write_dicom(tmp_path / f"{name}.dcm", series)
     write_dicom(tmp_path / "elsewhere" / "l2.dcm", "1.2.3")
     slides, _ = find_slides([tmp_path])
-    assert [[f.name for f in slide.files] for slide in slides] == [
+    assert [names(slide) for slide in slides] == [
         ["l0.dcm", "l1.dcm", "z.dcm"],
         ["other.dcm"],
         ["l2.dcm"],
@@ -175,7 +176,7 @@ def test_a_dicom_series_is_one_slide_whatever_lies_between_its_files(tmp_path: P
         write_dicom(tmp_path / f"{name}.dcm", "1.2.3")
     touch(tmp_path / "l1.svs")
     slides, _ = find_slides([tmp_path])
-    assert [[f.name for f in slide.files] for slide in slides] == [["l0.dcm", "l2.dcm"], ["l1.svs"]]
+    assert [names(slide) for slide in slides] == [["l0.dcm", "l2.dcm"], ["l1.svs"]]
 
 
 @pytest.mark.parametrize("syntax", [EXPLICIT, IMPLICIT])

@@ -12,7 +12,7 @@ N_SAMPLES = 256
 CHUNK_BYTES = 2**20
 
 
-def slide_fingerprint(files: Sequence[Path]) -> str:
+def slide_fingerprint(files: Sequence[str | Path], *, version: str | None = None) -> str:
     """Hash of a slide's content, whatever its files are called and wherever they lie.
 
     Up to 64 MiB in all: SHA-256 of the bytes of its files, one after the other. Beyond that a
@@ -20,15 +20,21 @@ def slide_fingerprint(files: Sequence[Path]) -> str:
     256 pieces of 64 KiB spread evenly over the bytes, the first at the start, the last at the end.
 
     Args:
-        files: The slide's files, in a fixed order.
+        files: The slide's files, in a fixed order; or one URL.
+        version: Of a remote slide, its ETag, which is then the fingerprint, marked ``etag:``:
+            hashing would have to fetch it.
 
     Returns:
-        64 hexadecimal digits, with the prefix ``sampled:`` where they do not cover every byte.
+        64 hexadecimal digits, with the prefix ``sampled:`` where they do not cover every byte; or
+        the ETag with its mark.
     """
-    sizes = [file.stat().st_size for file in files]
+    if version is not None:
+        return f"etag:{version}"
+    paths = [Path(file) for file in files]
+    sizes = [path.stat().st_size for path in paths]
     if sum(sizes) <= WHOLE_UP_TO_BYTES:
-        return _hash_whole(files)
-    return f"sampled:{_hash_sampled(files, sizes)}"
+        return _hash_whole(paths)
+    return f"sampled:{_hash_sampled(paths, sizes)}"
 
 
 def _hash_whole(files: Sequence[Path]) -> str:

@@ -10,17 +10,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path, PurePosixPath
+from urllib.parse import unquote, urlsplit
 
 from anlage.errors import CatalogueError
-from anlage.slides.discovery import slide_id_of
+from anlage.slides.catalogue_table import FIXED
+from anlage.slides.found_slide import slide_id_of
+from anlage.slides.location import is_remote
 
 LOGGER = logging.getLogger(__name__)
 PATH_COLUMNS = ("path", "file")
 OWN_COLUMNS = ("patient_id", "stain", "tissue", "split")
-MEASURED_COLUMNS = {
-    *("uri", "fingerprint", "n_bytes", "width", "height", "n_levels", "level_downsamples"),
-    *("mpp_source", "vendor", "reader", "tissue_area_mm2"),
-}
+MEASURED_COLUMNS = set(FIXED) - {"slide_id", "mpp", *OWN_COLUMNS}
 MPP_RANGE = (0.01, 1000.0)
 
 
@@ -50,16 +50,27 @@ class Labels:
         source: The CSV file.
         rows: Its rows, in its order.
         columns: Names of the columns beyond those the catalogue has of its own.
+        own_columns: Names of those it has of its own: patient_id, stain, tissue, split.
+        gives_mpp: Whether there is a column mpp.
     """
 
-    def __init__(self, source: Path, rows: Sequence[LabelRow], columns: tuple[str, ...]) -> None:
+    def __init__(
+        self,
+        source: Path,
+        rows: Sequence[LabelRow],
+        columns: tuple[str, ...],
+        *,
+        own_columns: tuple[str, ...],
+        gives_mpp: bool,
+    ) -> None:
         self.source, self.rows, self.columns = source, rows, columns
+        self.own_columns, self.gives_mpp = own_columns, gives_mpp
         self._by_stem: dict[str, list[LabelRow]] = defaultdict(list)
         for row in rows:
-            stem = row.name if row.path is None else slide_id_of(Path(row.path))
+            stem = row.name if row.path is None else slide_id_of(row.path.name)
             self._by_stem[stem].append(row)
 
-    def of(self, path: Path, *, is_only: bool = True) -> LabelRow | None:
+    def of(self, location: str, *, is_only: bool = True) -> LabelRow | None:
         """The row of a slide: its id is the file's stem, or its path has that stem.
 
         Where several rows or files share a stem, a row that gives folders means only the files
@@ -68,13 +79,14 @@ class Labels:
         one on; those of a relative path all of them.
 
         Args:
-            path: Absolute path of the slide.
+            location: Absolute path or URL of the slide.
             is_only: No file in another folder has its stem.
 
         Raises:
             CatalogueError: If two rows agree equally.
         """
-        candidates = self._by_stem.get(slide_id_of(path), [])
+        path = PurePosixPath(*_parts(location))
+        candidates = self._by_stem.get(slide_id_of(location), [])
         if len(candidates) > 1 or not is_only:
             candidates = [row for row in candidates if _may_mean(row, path)]
         if len(candidates) < 2:
@@ -84,12 +96,21 @@ class Labels:
             names = " and ".join(repr(row.name) for row in ranked[:2])
             raise CatalogueError(
                 self.source,
-                f"rows {names} can both mean {path}. Give the folders of both in the path column.",
+                f"rows {names} can both mean {location}. "
+                "Give the folders of both in the path column.",
             )
         return ranked[0]
 
 
-def _may_mean(row: LabelRow, path: Path) -> bool:
+def _parts(location: str) -> Sequence[str]:
+    """Folders and name of a path or URL: of "s3://b/a%20c.svs" these are "s3:", "b", "a c.svs"."""
+    if is_remote(location):
+        url = urlsplit(location)
+        return (f"{url.scheme}:", url.netloc, *PurePosixPath(unquote(url.path)).parts[1:])
+    return PurePosixPath(location.replace("\\", "/")).parts
+
+
+def _may_mean(row: LabelRow, path: PurePosixPath) -> bool:
     """Whether the folders that a row gives, if any, are those of the file."""
     folders = [] if row.path is None else [part for part in row.path.parts[:-1] if part != ".."]
     if not folders:
@@ -99,7 +120,7 @@ def _may_mean(row: LabelRow, path: Path) -> bool:
     return shared == len(folders) or (is_absolute and shared > 0)
 
 
-def _agreement(row: LabelRow, path: Path) -> int:
+def _agreement(row: LabelRow, path: PurePosixPath) -> int:
     """How many trailing parts of the row's path the file's path shares."""
     return 0 if row.path is None else _shared_end(row.path.parts, path.parts)
 
@@ -142,8 +163,14 @@ def read_labels(path: Path) -> Labels:
         rows.append(_label_row(path, number, record, finds_by=finds_by, values=values))
     _refuse_duplicates(path, rows)
     _refuse_patients_on_both_sides(path, rows)
-    columns = tuple(c for c in (rename.get(c, c) for c in kept) if c not in OWN_COLUMNS)
-    return Labels(path, rows, columns)
+    columns = [rename.get(column, column) for column in kept]
+    return Labels(
+        path,
+        rows,
+        tuple(column for column in columns if column not in OWN_COLUMNS),
+        own_columns=tuple(column for column in columns if column in OWN_COLUMNS),
+        gives_mpp="mpp" in header,
+    )
 
 
 def _read_csv(path: Path) -> tuple[list[str], list[tuple[int, dict[str, str | None]]]]:
@@ -188,7 +215,7 @@ def _label_row(
     name = file or slide_id
     if name is None:
         raise CatalogueError(path, f"line {number} names no slide. Fill in its slide_id or path.")
-    where = None if file is None else PurePosixPath(file.replace("\\", "/"))
+    where = None if file is None else PurePosixPath(*_parts(file))
     return LabelRow(name, slide_id, where, _mpp(path, name, record.get("mpp")), values)
 
 
