@@ -21,7 +21,7 @@ from anlage.recipe import load_recipe
 
 if TYPE_CHECKING:
     from anlage.slides.catalogue import Catalogue
-    from anlage.slides.discovery import Refused
+    from anlage.slides.found_slide import Refused
     from anlage.training.tile_config import TilePretrainConfig
 
 LOGGER = logging.getLogger(__name__)
@@ -157,6 +157,6 @@ def _config(catalogue: Catalogue, *, seed: int, steps: int | None) -> TilePretra
     overrides = [f"seed={seed}"]
     if steps is not None:
         overrides.append(f"steps={steps}")
-    if not any(row.split == "train" for row in catalogue.rows()):
+    if not len(catalogue.select(split="train")):
         overrides.append("tiles.split=null")
     return load_recipe(RECIPE, TilePretrainConfig, overrides=overrides)

@@ -76,11 +76,11 @@ def test_damaged_weights(chain):
 def test_a_slide_file_that_changed(chain, tmp_path, monkeypatch):
     other = tmp_path / "other.tiff"
     other.write_bytes(b"something else")
-    path_of = Catalogue.slide_path
+    location_of = Catalogue.location
     monkeypatch.setattr(
         Catalogue,
-        "slide_path",
-        lambda self, name: other if name == "erosion__HE" else path_of(self, name),
+        "location",
+        lambda self, name: str(other) if name == "erosion__HE" else location_of(self, name),
     )
     [(title, text)] = broken(chain)
     assert title == "3 slides"

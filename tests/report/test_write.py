@@ -88,7 +88,7 @@ def test_the_same_folder_gives_the_same_page_but_for_the_time(page, made_chain, 
 def test_hostile_names_are_text(chain, take_apart, tmp_path):
     slides = tmp_path / "slides"
     slides.mkdir()
-    source = Catalogue.open(chain / "slides.parquet").slide_path("hodgkin__HE")
+    source = Catalogue.open(chain / "slides.parquet").location("hodgkin__HE")
     shutil.copy(source, slides / "x.tiff")
     labels = tmp_path / "labels.csv"
     labels.write_text(f'path,slide_id,tissue,stain,split,diagnosis\nx.tiff,"{HOSTILE}","{HOSTILE}",'

@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+import json
 import shutil
+import tarfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import pyarrow as pa
@@ -12,11 +15,11 @@ from slide_tissue import tissue_of_slide
 from small_catalogue import SIZE, make_catalogue, write_slide
 
 from anlage.errors import CatalogueError, SlideError
-from anlage.slides import mask_store
+from anlage.slides import catalogue_table, mask_packs, mask_store
 from anlage.slides.catalogue import Catalogue, SlideRow
-from anlage.slides.catalogue_table import FIXED, write_table
+from anlage.slides.catalogue_table import FIXED, table_schema, write_table
 from anlage.slides.index import index_slides
-from anlage.slides.mask_store import MaskStore, masks_path, write_masks
+from anlage.slides.mask_store import masks_path
 from anlage.slides.masks import tissue_area_mm2
 
 
@@ -157,7 +160,7 @@ def test_half_a_catalogue_is_refused(catalogue: Catalogue) -> None:
 
 def test_another_version_is_refused(catalogue: Catalogue) -> None:
     rewrite(catalogue, catalogue.table.replace_schema_metadata({"anlage.format": "catalogue/9"}))
-    with pytest.raises(CatalogueError, match="needs format 'catalogue/1'; got 'catalogue/9'"):
+    with pytest.raises(CatalogueError, match="needs format 'catalogue/2'; got 'catalogue/9'"):
         Catalogue.open(catalogue.path)
 
 
@@ -187,21 +190,23 @@ def test_masks_that_are_missing_damaged_or_of_another_index_are_refused(
 ) -> None:
     other = make_catalogue(tmp_path / "other")
     write_slide(tmp_path / "other" / "a.tif", seed=9)
+    other.path.unlink()
+    shutil.rmtree(masks_path(other.path))
     again = make_catalogue_again(tmp_path / "other")
     assert again.fingerprint != other.fingerprint
-    masks = masks_path(catalogue.path)
-    shutil.copyfile(masks_path(again.path), masks)
-    with pytest.raises(CatalogueError, match="holds the mask of another version of 'a'"):
+    pack = masks_path(catalogue.path) / "000000.tar"
+    shutil.copyfile(masks_path(again.path) / pack.name, pack)
+    with pytest.raises(CatalogueError, match="holds the mask of another slide than 'a'"):
         Catalogue.open(catalogue.path).mask("a")
-    masks.write_bytes(b"nonsense")
-    with pytest.raises(CatalogueError, match=r"slides\.masks\.parquet: is damaged"):
+    pack.write_bytes(b"nonsense")
+    with pytest.raises(CatalogueError, match=r"000000\.tar: is damaged: it ends too early"):
         Catalogue.open(catalogue.path).mask("a")
-    masks.unlink()
+    pack.write_bytes(b"nonsense" * 10_000)
+    with pytest.raises(CatalogueError, match=r"000000\.tar: is damaged"):
+        Catalogue.open(catalogue.path).mask("a")
+    pack.unlink()
     with pytest.raises(CatalogueError, match="does not exist; it belongs beside the catalogue"):
         Catalogue.open(catalogue.path).thumbnail("a")
-    pq.write_table(pa.table({"slide_id": ["a"]}), masks)
-    with pytest.raises(CatalogueError, match="needs format 'catalogue-masks/1'; got 'none'"):
-        Catalogue.open(catalogue.path).mask("a")
 
 
 def make_catalogue_again(folder: Path) -> Catalogue:
@@ -210,28 +215,43 @@ def make_catalogue_again(folder: Path) -> Catalogue:
     return result.catalogue
 
 
-def test_masks_are_fetched_by_row_group_and_cached(
+def test_masks_are_fetched_one_at_a_time_and_cached(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(mask_store, "ROWS_PER_GROUP", 2)
     monkeypatch.setattr(mask_store, "N_CACHED_MASKS", 2)
     catalogue = make_catalogue(tmp_path, n_slides=5)
-    file = pq.ParquetFile(masks_path(catalogue.path))
-    assert [file.metadata.row_group(i).num_rows for i in range(3)] == [2, 2, 1]
-    read: list[tuple[int, tuple[str, ...]]] = []
-    original = pq.ParquetFile.read_row_group
+    read: list[int] = []
+    original = mask_store.read_member
 
-    def counted(self: pq.ParquetFile, i: int, columns: list[str]) -> pa.Table:
-        read.append((i, tuple(columns)))
-        return original(self, i, columns=columns)
+    def counted(file: BinaryIO, offset: int) -> tuple[str, bytes, int]:
+        read.append(offset)
+        return original(file, offset)
 
-    monkeypatch.setattr(pq.ParquetFile, "read_row_group", counted)
-    catalogue.mask("a")
-    assert read[:3] == [(0, ("slide_id",)), (1, ("slide_id",)), (2, ("slide_id",))]
-    assert read[3:] == [(0, ("fingerprint", "mask_png", "mask_mpp"))]
-    for slide_id in "aebea":  # a from the cache, e and b read, b and e cached, a read again
+    monkeypatch.setattr(mask_store, "read_member", counted)
+    for slide_id in "aaebea":  # a from the cache, e and b read, b and e cached, a read again
         catalogue.mask(slide_id)
-    assert [group for group, _ in read[3:]] == [0, 2, 0, 0]
+    offsets = dict(zip("abcde", catalogue.column("mask_offset").to_pylist(), strict=True))
+    assert read == [offsets[slide_id] for slide_id in "aeba"]
+
+
+def test_packs_are_tar_files_that_any_program_opens(catalogue: Catalogue) -> None:
+    with tarfile.open(masks_path(catalogue.path) / "000000.tar") as pack:
+        names = pack.getnames()
+        record = pack.extractfile(names[2])
+        assert record is not None
+        told = json.loads(record.read())
+    assert [Path(name).suffix for name in names] == [".png", ".jpg", ".json"] * 3
+    assert told["row"]["width"] == SIZE[0]
+
+
+def test_only_some_packs_are_open_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mask_packs, "PACK_BYTES", 1)
+    monkeypatch.setattr(mask_store, "N_OPEN_PACKS", 2)
+    catalogue = make_catalogue(tmp_path, n_slides=4)
+    assert len(list(masks_path(catalogue.path).glob("*.tar"))) == 4
+    for slide_id in "abcdabcd":
+        assert catalogue.thumbnail(slide_id).shape == (*SIZE[::-1], 3)
+    assert len(catalogue._masks._files) == 2
 
 
 def test_masks_can_be_asked_for_from_many_threads(tmp_path: Path) -> None:
@@ -243,28 +263,70 @@ def test_masks_can_be_asked_for_from_many_threads(tmp_path: Path) -> None:
     assert all(alone[slide_id] == total for slide_id, total in found)
 
 
-def test_a_failed_write_leaves_no_masks_behind(tmp_path: Path) -> None:
-    def fail_halfway() -> None:
-        with write_masks(tmp_path / "m.parquet"):
-            msg = "halfway"
-            raise RuntimeError(msg)
-
-    with pytest.raises(RuntimeError, match="halfway"):
-        fail_halfway()
-    assert list(tmp_path.iterdir()) == []
-
-
 def test_a_cached_mask_cannot_be_written_to(catalogue: Catalogue) -> None:
     with pytest.raises(ValueError, match="read-only"):
         catalogue.mask("a").mask[:] = False
 
 
-def test_many_slides_open_fast_without_their_pictures(tmp_path: Path) -> None:
-    row = dict.fromkeys(FIXED, "x") | {"level_downsamples": [1.0], "mpp": 0.5}
-    row |= dict.fromkeys(("n_bytes", "width", "height", "n_levels"), 1) | {"tissue_area_mm2": 1.0}
+def write_many(path: Path, n_rows: int) -> None:
+    """A catalogue of made-up rows, without pictures."""
+    row = {
+        name: [1.0] if "list" in str(kind) and "double" in str(kind) else
+        [256] if "list" in str(kind) else "x" if kind == pa.string() else 1
+        for name, kind in FIXED.items()
+    }  # fmt: skip
+    ids = [f"slide-{(i * 7919) % n_rows:05d}" for i in range(n_rows)]
+    rows = [row | {"slide_id": slide_id, "width": i} for i, slide_id in enumerate(ids)]
+    schema = table_schema()
+    write_table(path, [pa.Table.from_pylist(rows, schema=schema)], schema)
+
+
+def test_many_slides_are_found_without_their_pictures(tmp_path: Path) -> None:
     path = tmp_path / "slides.parquet"
-    write_table(path, [row | {"slide_id": str(i)} for i in range(20_000)], ())
+    write_many(path, 20_000)
+    assert pq.ParquetFile(path).num_row_groups == 5
     catalogue = Catalogue.open(path)
     assert len(catalogue.select(split="x")) == 20_000
-    assert catalogue.row("19999").slide_id == "19999"
-    assert isinstance(catalogue._masks, MaskStore)  # never opened: the file does not exist
+    ids = catalogue.column("slide_id").to_pylist()
+    for place in (0, 4095, 4096, 12_345, 19_999):
+        row = catalogue.row(ids[place])
+        assert (row.slide_id, row.width) == (ids[place], place)
+    assert [row.slide_id for row in catalogue.iter_rows()] == ids
+    assert not masks_path(path).exists()  # never looked for
+
+
+@pytest.mark.parametrize("group_rows", [700, 4096, 20_000])
+def test_the_row_groups_of_another_program_change_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, group_rows: int
+) -> None:
+    monkeypatch.setattr(catalogue_table, "MOST_ROWS_PER_GROUP", 5000)
+    path = tmp_path / "slides.parquet"
+    write_many(path, 20_000)
+    before = Catalogue.open(path)
+    pq.write_table(pq.read_table(path), tmp_path / "other.parquet", row_group_size=group_rows)
+    other = Catalogue.open(tmp_path / "other.parquet")
+    assert other.fingerprint == before.fingerprint
+    assert other.table == before.table
+    assert other.row("slide-12345") == before.row("slide-12345")
+    halves = [c.select(slide_id="slide-00007") for c in (before, other)]
+    assert halves[0].fingerprint == halves[1].fingerprint
+    assert halves[0].rows() == halves[1].rows() == [before.row("slide-00007")]
+
+
+def test_column_codes_number_values_and_take_nulls_for_one(catalogue: Catalogue) -> None:
+    codes, n_values = catalogue.column_codes("grade")
+    assert (codes.tolist(), n_values) == ([0, 1, 2], 3)
+    codes, n_values = catalogue.column_codes("split")
+    assert (codes.tolist(), n_values) == ([0, 0, 1], 2)
+    codes, n_values = catalogue.select(split="test").column_codes("tissue")
+    assert (codes.tolist(), n_values, codes.dtype) == ([0], 1, np.int64)
+    with pytest.raises(ValueError, match="got 'colour'"):
+        catalogue.column_codes("colour")
+
+
+def test_a_user_column_of_any_type_is_read_as_text_in_a_row(catalogue: Catalogue) -> None:
+    ages = pa.array([[61, 62], None, [63]], pa.list_(pa.int32()))
+    rewrite(catalogue, catalogue.table.append_column("ages", ages))
+    again = Catalogue.open(catalogue.path)
+    assert [row.labels.get("ages") for row in again.rows()] == ["[61, 62]", None, "[63]"]
+    assert again.fingerprint != catalogue.fingerprint

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -9,10 +10,14 @@ import typer
 
 from anlage.cli.application import app, exit_by, log_to, name_refused
 
+MOST_WORKERS = 8
+
 
 @app.command()
 def index(
-    slides: Annotated[list[str], typer.Argument(help="Slide files, folders or globs.")],
+    slides: Annotated[
+        list[str], typer.Argument(help="Slide files, folders, globs, s3:// or https:// URLs.")
+    ],
     output: Annotated[Path, typer.Option("-o", "--output", help="Catalogue to write (Parquet).")],
     labels: Annotated[
         Path | None, typer.Option(help="CSV to join by slide_id, or by the stem of `file`.")
@@ -20,17 +25,46 @@ def index(
     mask_mpp: Annotated[
         float, typer.Option(min=0.5, max=100, help="Resolution of tissue masks, µm per pixel.")
     ] = 8,
+    tissue: Annotated[
+        str, typer.Option(help="Tissue method: otsu, hsv, luminance, clam, or a plug-in's.")
+    ] = "otsu",
+    tissue_weights: Annotated[
+        Path | None, typer.Option(help="Weights of the tissue method, if it has any.")
+    ] = None,
+    masks: Annotated[
+        Path | None,
+        typer.Option(help="Folder of masks that you drew (SLIDE_ID.geojson or .png); they win."),
+    ] = None,
+    add: Annotated[
+        bool, typer.Option("--add", help="Keep the catalogue's slides that are not named now.")
+    ] = False,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Processes; one a core up to 8 if not given.")
+    ] = None,
 ) -> None:
-    """Make a catalogue of slides: size, resolution, tissue; bad slides are listed with a reason."""
+    """Make a catalogue of slides: size, resolution, tissue; bad slides are listed with a reason.
+
+    The same command goes on after it was stopped, and reads new and changed slides only.
+    """
     from anlage.slides.index import index_slides
 
     log_to(None)
-    result = index_slides(slides, output, labels=labels, mask_mpp=mask_mpp)
+    result = index_slides(
+        slides,
+        output,
+        labels=labels,
+        add=add,
+        workers=workers or min(os.cpu_count() or 1, MOST_WORKERS),
+        mask_mpp=mask_mpp,
+        tissue=tissue,
+        tissue_weights=tissue_weights,
+        masks=masks,
+    )
     name_refused(result.refused)
     for name in result.unmatched_labels:
         print(f"label without a slide: {name}")
     for name in result.slides_without_labels:
         print(f"slide without a label: {name}")
     written = f"{result.n_accepted} slides in {output}" if result.catalogue else "nothing written"
-    print(f"{written}, {len(result.refused)} refused")
+    print(f"{written}, {result.n_read} read now, {len(result.refused)} refused")
     exit_by(result.refused)

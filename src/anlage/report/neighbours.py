@@ -101,7 +101,7 @@ def neighbours_section(contents: Contents, *, seed: int) -> NeighboursSection | 
 
 def _bags(contents: Contents, catalogue: Catalogue) -> list[Bag]:
     """Undamaged bags with tiles, of the catalogue's slides, all of one encoder."""
-    known = {row.slide_id for row in catalogue.rows()}
+    known = set(catalogue.column("slide_id").to_pylist())
     bags: list[Bag] = []
     encoder = contents.encoder.fingerprint if contents.encoder else None
     for path in contents.bags.values():

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from anlage.bags.store import content_sha256, read_bag
 from anlage.errors import BagError, CatalogueError
 from anlage.provenance import sha256_of_json
 from anlage.report.contents import Contents, without_folders
-from anlage.slides.catalogue import Catalogue
+from anlage.slides.catalogue import Catalogue, SlideRow
 from anlage.slides.discovery import find_slides
 from anlage.slides.fingerprint import slide_fingerprint
+from anlage.slides.location import file_name, is_remote
 
 MOST_CHECKED = 64
 SHORT = 12
@@ -78,37 +81,38 @@ def run_slides(contents: Contents) -> Catalogue | None:
 def _slides_link(contents: Contents) -> Link | None:
     if contents.catalogue is None:
         return None
-    rows = contents.catalogue.rows()
+    rows = list(islice(contents.catalogue.iter_rows(), MOST_CHECKED))
+    n_slides = len(contents.catalogue)
     changed, absent = [], []
-    for row in rows[:MOST_CHECKED]:
-        now = _fingerprint_now(contents.catalogue, row.slide_id)
+    for row in rows:
+        now = _fingerprint_now(contents.catalogue, row)
         if now is None:
             absent.append(row.slide_id)
         elif now != row.fingerprint:
             changed.append(row.slide_id)
-    n_checked = min(len(rows), MOST_CHECKED)
-    n_same = n_checked - len(changed) - len(absent)
+    n_same = len(rows) - len(changed) - len(absent)
     checks = [
         Check(
             holds=not changed if n_same or changed else None,
-            text=f"{n_same} of {len(rows)} slide files hashed again: as indexed"
+            text=f"{n_same} of {n_slides} slide files hashed again: as indexed"
             + (f"; changed: {_named(changed)}" if changed else ""),
         )
     ]
     if absent:
         text = f"{len(absent)} slide files are no longer where they were: {_named(absent)}"
         checks.append(Check(holds=None, text=text))
-    hashes = tuple((row.slide_id, row.fingerprint) for row in rows[:MOST_CHECKED])
-    return Link(title=f"{len(rows)} slides", checks=tuple(checks), hashes=hashes)
+    hashes = tuple((row.slide_id, row.fingerprint) for row in rows)
+    return Link(title=f"{n_slides} slides", checks=tuple(checks), hashes=hashes)
 
 
-def _fingerprint_now(catalogue: Catalogue, slide_id: str) -> str | None:
-    """The slide's fingerprint from its files as they are; None if they are gone."""
-    path = catalogue.slide_path(slide_id)
-    if not path.is_file():
+def _fingerprint_now(catalogue: Catalogue, row: SlideRow) -> str | None:
+    """The slide's fingerprint from its files as they are; None if they are gone or not here."""
+    location = catalogue.location(row.slide_id)
+    if is_remote(location) or not Path(location).is_file():
         return None
+    path = Path(location)
     place = path.parent if path.suffix.lower() == ".dcm" else path
-    found = (slide for slide in find_slides([place])[0] if slide.path.name == path.name)
+    found = (slide for slide in find_slides([place])[0] if file_name(slide.location) == path.name)
     slide = next(found, None)
     try:
         return slide_fingerprint(slide.files) if slide else None
@@ -120,7 +124,7 @@ def _catalogue_link(contents: Contents) -> Link | None:
     if contents.catalogue is None:
         return None
     fingerprint = contents.catalogue.fingerprint
-    area = sum(row.tissue_area_mm2 for row in contents.catalogue.rows())
+    area = pc.sum(contents.catalogue.column("tissue_area_mm2")).as_py() or 0.0
     facts = (("Slides", f"{len(contents.catalogue)}"), ("Tissue", f"{area:,.1f} mm²"))
     return Link(
         title="Catalogue",
@@ -134,7 +138,7 @@ def _catalogue_link(contents: Contents) -> Link | None:
 def _masks_check(catalogue: Catalogue) -> Check:
     """Whether the masks beside the table are of the same slides."""
     other = []
-    chosen = [row.slide_id for row in catalogue.rows()[:MOST_CHECKED]]
+    chosen = catalogue.column("slide_id")[:MOST_CHECKED].to_pylist()
     for slide_id in chosen:
         try:
             catalogue.mask(slide_id)

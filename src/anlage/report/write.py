@@ -11,6 +11,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, TypeVar
 
+import pyarrow.compute as pc
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
@@ -143,7 +144,7 @@ def _figures(contents: Contents, made: dict[str, Any]) -> list[tuple[str, str]]:
     """The numbers at the top: value and what it counts."""
     shown: list[tuple[str, str]] = []
     if contents.catalogue:
-        area = sum(row.tissue_area_mm2 for row in contents.catalogue.rows())
+        area = pc.sum(contents.catalogue.column("tissue_area_mm2")).as_py() or 0.0
         shown.append((f"{len(contents.catalogue):,}", "slides"))
         shown.append((f"{area:,.0f} mm²", "tissue"))
     if contents.encoder:

@@ -1,196 +1,119 @@
-"""Tissue masks and thumbnails of many slides in one Parquet file, fetched a few at a time."""
+"""Tissue masks and thumbnails of many slides, fetched one at a time from where their row says."""
 
 from __future__ import annotations
 
+import tarfile
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import BinaryIO
 
 import cv2
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from anlage.errors import CatalogueError
-from anlage.files import replace_whole
-from anlage.slides.masks import TissueMask, decode_mask, encode_mask
+from anlage.slides.mask_packs import MASK, THUMBNAIL, member_name, read_member
+from anlage.slides.masks import TissueMask, decode_mask
 
-FORMAT_KEY, FORMAT = b"anlage.format", b"catalogue-masks/1"
-ROWS_PER_GROUP = 8
 N_CACHED_MASKS = 16
-THUMBNAIL_QUALITY = 85
-SCHEMA = pa.schema(
-    [
-        pa.field("slide_id", pa.string(), nullable=False),
-        pa.field("fingerprint", pa.string(), nullable=False),
-        pa.field("mask_png", pa.binary(), nullable=False),
-        pa.field("mask_mpp", pa.float64(), nullable=False),
-        pa.field("thumbnail_jpeg", pa.binary(), nullable=False),
-        pa.field("thumbnail_mpp", pa.float64(), nullable=False),
-    ],
-    metadata={FORMAT_KEY: FORMAT},
-)
+N_OPEN_PACKS = 8
 REMEDY = "Index the slides again with `anlage index`."
 
 
 def masks_path(catalogue: Path) -> Path:
-    """The masks file of a catalogue: ``slides.masks.parquet`` beside ``slides.parquet``."""
-    return catalogue.with_name(f"{catalogue.stem}.masks.parquet")
-
-
-@dataclass(frozen=True, slots=True)
-class Pictures:
-    """What is kept of a slide's look.
-
-    Attributes:
-        mask_png: 1-bit PNG of the tissue mask.
-        mask_mpp: Its resolution, micrometres per pixel.
-        thumbnail_jpeg: The slide, small.
-        thumbnail_mpp: Its resolution, micrometres per pixel.
-    """
-
-    mask_png: bytes
-    mask_mpp: float
-    thumbnail_jpeg: bytes
-    thumbnail_mpp: float
-
-
-def encode_pictures(
-    tissue: TissueMask, thumbnail: NDArray[np.uint8], thumbnail_mpp: float
-) -> Pictures:
-    """Compress a mask without loss and an RGB thumbnail as JPEG."""
-    quality = [cv2.IMWRITE_JPEG_QUALITY, THUMBNAIL_QUALITY]
-    _, jpeg = cv2.imencode(".jpg", cv2.cvtColor(thumbnail, cv2.COLOR_RGB2BGR), quality)
-    return Pictures(encode_mask(tissue.mask), tissue.mpp, jpeg.tobytes(), thumbnail_mpp)
-
-
-class MaskWriter:
-    """Writes pictures as they come, so that those of all slides are never held at once."""
-
-    def __init__(self, writer: pq.ParquetWriter) -> None:
-        self._writer = writer
-        self._waiting: list[dict[str, Any]] = []
-
-    def add(self, slide_id: str, fingerprint: str, pictures: Pictures) -> None:
-        """Append one slide."""
-        self._waiting.append(
-            {
-                "slide_id": slide_id,
-                "fingerprint": fingerprint,
-                "mask_png": pictures.mask_png,
-                "mask_mpp": pictures.mask_mpp,
-                "thumbnail_jpeg": pictures.thumbnail_jpeg,
-                "thumbnail_mpp": pictures.thumbnail_mpp,
-            }
-        )
-        if len(self._waiting) == ROWS_PER_GROUP:
-            self.flush()
-
-    def flush(self) -> None:
-        """Write what waits as one row group."""
-        if self._waiting:
-            self._writer.write_table(pa.Table.from_pylist(self._waiting, schema=SCHEMA))
-            self._waiting.clear()
-
-
-@contextmanager
-def write_masks(path: Path) -> Iterator[MaskWriter]:
-    """Write a masks file whole or not at all: it gets its name when the block ends well."""
-    with (
-        replace_whole(path) as beside,
-        pq.ParquetWriter(beside, SCHEMA, compression="none") as parquet,  # PNG, JPEG are already
-    ):
-        writer = MaskWriter(parquet)
-        yield writer
-        writer.flush()
+    """The folder of a catalogue's masks: ``slides.masks`` beside ``slides.parquet``."""
+    return catalogue.with_name(f"{catalogue.stem}.masks")
 
 
 class MaskStore:
-    """Reads pictures by slide; opened at the first use, safe to share between threads.
+    """Reads pictures of slides; safe to share between threads.
 
     Attributes:
-        path: The masks file.
+        path: The folder of packs.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._lock = threading.Lock()
-        self._file: pq.ParquetFile | None = None
-        self._places: dict[str, tuple[int, int]] = {}
-        self._masks: OrderedDict[str, TissueMask] = OrderedDict()
+        self._files: OrderedDict[str, BinaryIO] = OrderedDict()
+        self._masks: OrderedDict[tuple[str, int], TissueMask] = OrderedDict()
 
-    def mask(self, slide_id: str, fingerprint: str) -> TissueMask:
-        """A slide's mask, from the cache of the last 16 or from its row group.
+    def mask(
+        self, slide_id: str, *, fingerprint: str, mask_pack: str, mask_offset: int, mask_mpp: float
+    ) -> TissueMask:
+        """A slide's mask, from the cache of the last 16 or from its pack.
 
         Args:
-            slide_id: The slide.
-            fingerprint: Of its file, as the catalogue has it; the masks must be of the same.
+            slide_id: The slide, for the message of an error.
+            fingerprint: Of its file, as the catalogue has it; the mask must be of the same.
+            mask_pack: The pack that holds it.
+            mask_offset: Where in the pack the slide begins, bytes.
+            mask_mpp: Resolution of the mask, micrometres per pixel.
 
         Raises:
-            CatalogueError: If the file is missing, damaged, or does not belong to the catalogue.
+            CatalogueError: If the pack is missing, damaged, or does not belong to the catalogue.
         """
+        place = (mask_pack, mask_offset)
         with self._lock:
-            found = self._masks.get(slide_id)
-            if found is None:
-                record = self._record(slide_id, fingerprint, ["mask_png", "mask_mpp"])
-                found = TissueMask(self._decode(record["mask_png"]), record["mask_mpp"])
-                found.mask.setflags(write=False)
-            self._masks[slide_id] = found
-            self._masks.move_to_end(slide_id)
+            found = self._masks.get(place)
+        if found is None:
+            png = self._content(slide_id, fingerprint, place, [MASK])[MASK]
+            found = TissueMask(self._decoded(png, place), mask_mpp)
+            found.mask.setflags(write=False)
+        with self._lock:
+            self._masks[place] = found
+            self._masks.move_to_end(place)
             while len(self._masks) > N_CACHED_MASKS:
                 self._masks.popitem(last=False)
-            return found
+        return found
 
-    def thumbnail(self, slide_id: str, fingerprint: str) -> NDArray[np.uint8]:
+    def thumbnail(
+        self, slide_id: str, *, fingerprint: str, mask_pack: str, mask_offset: int
+    ) -> NDArray[np.uint8]:
         """A slide's thumbnail, (height, width, 3) uint8 RGB; as ``mask``."""
-        with self._lock:
-            record = self._record(slide_id, fingerprint, ["thumbnail_jpeg"])
-        jpeg = np.frombuffer(record["thumbnail_jpeg"], dtype=np.uint8)
-        picture = cv2.imdecode(jpeg, cv2.IMREAD_COLOR) if jpeg.size else None
+        place = (mask_pack, mask_offset)
+        jpeg = self._content(slide_id, fingerprint, place, [MASK, THUMBNAIL])[THUMBNAIL]
+        buffer = np.frombuffer(jpeg, dtype=np.uint8)
+        picture = cv2.imdecode(buffer, cv2.IMREAD_COLOR) if buffer.size else None
         if picture is None:
-            raise CatalogueError(self.path, f"holds no thumbnail of {slide_id!r}. {REMEDY}")
+            message = f"holds no thumbnail of {slide_id!r}. {REMEDY}"
+            raise CatalogueError(self.path / mask_pack, message)
         return np.asarray(cv2.cvtColor(picture, cv2.COLOR_BGR2RGB), dtype=np.uint8)
 
-    def _decode(self, png: bytes) -> NDArray[np.bool_]:
+    def _decoded(self, png: bytes, place: tuple[str, int]) -> NDArray[np.bool_]:
         try:
             return decode_mask(png)
         except ValueError as error:
-            raise CatalogueError(self.path, f"is damaged: {error} {REMEDY}") from error
+            message = f"is damaged: {error} {REMEDY}"
+            raise CatalogueError(self.path / place[0], message) from error
 
-    def _record(self, slide_id: str, fingerprint: str, columns: list[str]) -> dict[str, Any]:
-        """One slide's values; reads one row group of those columns."""
+    def _content(
+        self, slide_id: str, fingerprint: str, place: tuple[str, int], endings: list[str]
+    ) -> dict[str, bytes]:
+        """The bytes of a slide's first members."""
+        pack, offset = place
+        members = {}
         try:
-            if self._file is None:
-                self._open()
-            if slide_id not in self._places:
-                raise CatalogueError(self.path, f"has no mask of {slide_id!r}. {REMEDY}")
-            group, row = self._places[slide_id]
-            assert self._file is not None
-            table = self._file.read_row_group(group, columns=["fingerprint", *columns])
+            with self._lock:
+                file = self._opened(pack)
+                for ending in endings:
+                    name, members[ending], offset = read_member(file, offset)
+                    if name != member_name(fingerprint, ending):
+                        message = f"holds the mask of another slide than {slide_id!r}. {REMEDY}"
+                        raise CatalogueError(self.path / pack, message)
         except FileNotFoundError as error:
             message = f"does not exist; it belongs beside the catalogue. {REMEDY}"
-            raise CatalogueError(self.path, message) from error
-        except (pa.ArrowException, OSError) as error:
-            raise CatalogueError(self.path, f"is damaged: {error}. {REMEDY}") from error
-        record: dict[str, Any] = table.slice(row, 1).to_pylist()[0]
-        if record["fingerprint"] != fingerprint:
-            message = f"holds the mask of another version of {slide_id!r}. {REMEDY}"
-            raise CatalogueError(self.path, message)
-        return record
+            raise CatalogueError(self.path / pack, message) from error
+        except (EOFError, OSError, tarfile.HeaderError) as error:
+            reason = str(error) or "it ends too early"
+            raise CatalogueError(self.path / pack, f"is damaged: {reason}. {REMEDY}") from error
+        return members
 
-    def _open(self) -> None:
-        file = pq.ParquetFile(self.path)
-        stated = (file.schema_arrow.metadata or {}).get(FORMAT_KEY, b"none")
-        if stated != FORMAT:
-            got = stated.decode(errors="replace")
-            message = f"needs format {FORMAT.decode()!r}; got {got!r}. {REMEDY}"
-            raise CatalogueError(self.path, message)
-        for group in range(file.num_row_groups):
-            ids = file.read_row_group(group, columns=["slide_id"]).column(0).to_pylist()
-            self._places |= {slide_id: (group, row) for row, slide_id in enumerate(ids)}
-        self._file = file
+    def _opened(self, pack: str) -> BinaryIO:
+        """The pack's file, one of the eight used last; called with the lock held."""
+        file = self._files.pop(pack, None) or (self.path / pack).open("rb")
+        self._files[pack] = file
+        while len(self._files) > N_OPEN_PACKS:
+            self._files.popitem(last=False)[1].close()
+        return file
