@@ -40,6 +40,11 @@ CREDENTIALS = {
     "az": "AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY or AZURE_STORAGE_SAS_TOKEN; "
     "AZURE_SKIP_SIGNATURE=true for a public container",
 }
+WHO_AND_WHERE = (  # of two stores that differ in one of these the connections are not shared
+    *("AWS_ENDPOINT_URL", "AWS_ACCESS_KEY_ID", "AWS_REGION", "AWS_SKIP_SIGNATURE"),
+    *("GOOGLE_APPLICATION_CREDENTIALS", "GOOGLE_SKIP_SIGNATURE"),
+    *("AZURE_STORAGE_ACCOUNT_NAME", "AZURE_STORAGE_SAS_TOKEN", "AZURE_SKIP_SIGNATURE"),
+)
 T = TypeVar("T")
 
 
@@ -146,13 +151,15 @@ def _find_store(location: str) -> tuple[ObjectStore, str]:
     if scheme in {"http", "https"}:
         parts = urlsplit(location)
         query = f"?{parts.query}" if parts.query else ""
-        return _store(f"{scheme}://{parts.netloc}{query}", time_limit_s()), unquote(parts.path)[1:]
+        address = f"{scheme}://{parts.netloc}{query}"
+        return _store(address, time_limit_s(), ()), unquote(parts.path)[1:]
     bucket, _, key = rest.partition("/")
-    return _store(f"{scheme}://{bucket}", time_limit_s()), key
+    environment = tuple(os.environ.get(name) for name in WHO_AND_WHERE)
+    return _store(f"{scheme}://{bucket}", time_limit_s(), environment), key
 
 
 @lru_cache(maxsize=64)
-def _store(address: str, limit_s: float) -> ObjectStore:
+def _store(address: str, limit_s: float, environment: tuple[str | None, ...]) -> ObjectStore:
     """A store with its connections; it reads its credentials from the environment itself."""
     is_plain = (address + os.environ.get("AWS_ENDPOINT_URL", "")).count("http://") > 0
     client: ClientConfig = {
