@@ -11,7 +11,7 @@ import tifffile
 from synthetic_slides import TILE, overwrite_tile, pyramid, tissue_like, write_tiff
 
 from anlage.errors import SlideError
-from anlage.slides import tiff_index
+from anlage.slides import tiff_pages
 from anlage.slides.openslide_reader import OpenSlideReader
 from anlage.slides.reader import SlideReader, UnknownFormatError, open_slide
 from anlage.slides.tiff_reader import TiffReader
@@ -230,15 +230,23 @@ def test_other_pixels_are_refused_by_what_they_are(
         open_slide(path)
 
 
-def test_planes_and_stacks_are_refused(tmp_path: Path) -> None:
-    planes = np.zeros((3, 247, 333), np.uint8)
-    path = write_tiff(tmp_path / "planes.tiff", [planes], planarconfig="separate")
-    with pytest.raises(SlideError, match="axes SYX"):
-        TiffReader(str(path))
+def test_stacks_are_refused_for_every_reader(tmp_path: Path) -> None:
     stack = np.zeros((5, 247, 333, 3), np.uint8)
     path = write_tiff(tmp_path / "stack.tiff", [stack])
-    with pytest.raises(UnknownFormatError, match="needs one 8-bit RGB picture"):
+    with pytest.raises(SlideError, match=r"needs 8-bit RGB; got RGB uint8 .*axes IYXS"):
+        open_slide(path)
+
+
+def test_planes_are_left_to_openslide(tmp_path: Path) -> None:
+    picture = tissue_like(333, 247)
+    planes = np.ascontiguousarray(picture.transpose(2, 0, 1))
+    how: dict[str, Any] = {"planarconfig": "separate", "tile": (64, 128)}
+    path = write_tiff(tmp_path / "planes.tiff", [planes], **how)
+    with pytest.raises(UnknownFormatError, match="SEPARATE planes"):
         TiffReader(str(path))
+    with open_slide(path) as slide:
+        assert slide.reader == "openslide"
+        assert np.array_equal(whole(slide), picture)
 
 
 def test_an_unknown_compression_is_named(tmp_path: Path) -> None:
@@ -250,7 +258,7 @@ def test_an_unknown_compression_is_named(tmp_path: Path) -> None:
 def test_giant_tiles_and_strips_are_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tiff_index, "MAX_TILE_PX", 2000)
+    monkeypatch.setattr(tiff_pages, "MAX_TILE_PX", 2000)
     tiled = write_tiff(tmp_path / "tiled.tiff", [tissue_like(333, 247)])
     with pytest.raises(SlideError, match="tiles of at most 2000 pixels; page 0 has 112 x 64"):
         open_slide(tiled)

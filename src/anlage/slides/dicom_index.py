@@ -21,7 +21,8 @@ from anlage.slides.dicom_series import is_dicom, series_uid
 from anlage.slides.joined_bytes import JoinedBytes
 from anlage.slides.reader import UnknownFormatError
 from anlage.slides.resolution import Stated
-from anlage.slides.tiff_index import MAX_TILE_PX, TiffIndex
+from anlage.slides.tiff_index import TiffIndex
+from anlage.slides.tiff_pages import MAX_TILE_PX
 from anlage.slides.tile_codec import TileCodec, jpeg_head
 from anlage.slides.tiled_picture import TiledPicture
 
