@@ -17,6 +17,7 @@ from anlage.slides.reader import SlideReader, UnknownFormatError, levels_of
 from anlage.slides.rectangle import Outcome, Rectangle
 from anlage.slides.resolution import find_resolution
 from anlage.slides.tile_parts import TileParts, read_part
+from anlage.slides.tiled_picture import TiledPicture
 
 
 class DicomReader(SlideReader):
@@ -77,6 +78,10 @@ class DicomReader(SlideReader):
     def native_tile(self, level: int) -> Size | None:
         """Pixels of the frames that a level is stored in."""
         return self._index.levels[level].tile
+
+    def tiled_picture(self, level: int) -> tuple[TiledPicture, ByteSource]:
+        """The encoded frames of a level and the files they lie in."""
+        return self._index.levels[level], self._open()
 
     def reductions(self, level: int) -> tuple[int, ...]:
         """1, 2, 4 and 8 for JPEG in frames whose edges they divide; else 1 alone."""

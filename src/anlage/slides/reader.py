@@ -14,10 +14,12 @@ from numpy.typing import NDArray
 
 from anlage.errors import ResolutionError, SlideError
 from anlage.geometry import Size, level_px
+from anlage.slides.byte_source import ByteSource
 from anlage.slides.location import is_remote
 from anlage.slides.rectangle import Outcome, Rectangle
 from anlage.slides.resolution import Resolution
 from anlage.slides.shared_reads import read_together
+from anlage.slides.tiled_picture import TiledPicture
 
 
 class UnknownFormatError(SlideError):
@@ -95,6 +97,10 @@ class SlideReader(ABC):
 
     def native_tile(self, level: int) -> Size | None:
         """Pixels of the tiles that the file stores a level in; None where that is not known."""
+        return None
+
+    def tiled_picture(self, level: int) -> tuple[TiledPicture, ByteSource] | None:
+        """The encoded tiles of a level and the file they lie in; None if only its reader knows."""
         return None
 
     def reductions(self, level: int) -> tuple[int, ...]:

@@ -19,6 +19,7 @@ from anlage.slides.resolution import find_resolution
 from anlage.slides.tiff_index import TiffIndex
 from anlage.slides.tiff_opening import OpenTiff, open_tiff, reopen_tiff
 from anlage.slides.tile_parts import TileParts, read_part
+from anlage.slides.tiled_picture import TiledPicture
 
 
 class TiffReader(SlideReader):
@@ -89,6 +90,11 @@ class TiffReader(SlideReader):
     def native_tile(self, level: int) -> Size | None:
         """Pixels of the tiles, or strips, that a level is stored in."""
         return self._index.levels[level].tile
+
+    def tiled_picture(self, level: int) -> tuple[TiledPicture, ByteSource]:
+        """The encoded tiles, or strips, of a level and the file they lie in."""
+        opened = self._open()
+        return opened.index.levels[level], opened.source
 
     def reductions(self, level: int) -> tuple[int, ...]:
         """1, 2, 4 and 8 for JPEG in tiles whose edges they divide; else 1 alone."""
