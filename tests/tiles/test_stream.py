@@ -73,8 +73,12 @@ class Slides:
         self, before_read: Hook = nothing, *, before_open: Hook = nothing, scheme: str = ""
     ) -> None:
         self.before_read, self.before_open = before_read, before_open
-        self.table = pa.table({"uri": ["a.svs", f"{scheme}b.svs"]})
+        self.uris = pa.chunked_array([["a.svs"], [f"{scheme}b.svs"]])
         self.opened: list[PaintedSlide] = []
+
+    def column(self, name: str) -> pa.ChunkedArray:
+        assert name == "uri"
+        return self.uris
 
     def open_slide(self, slide_id: str) -> SlideReader:
         self.before_open(slide_id)

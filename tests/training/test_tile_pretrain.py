@@ -280,7 +280,7 @@ def test_a_run_that_failed_before_its_first_step_goes_on_with_a_corrected_recipe
 ) -> None:
     """It began with nothing, so its folder is not bound to the recipe that failed."""
     run, wrong = tmp_path / "run", micro_config("steps=10", "tiles.magnifications={0.01: 1.0}")
-    with pytest.raises(TrainingError, match="needs a slide that gives"):
+    with pytest.raises(TrainingError, match="needs slides that give 48 px tiles at 0.01 mpp"):
         pretrain_tiles(wrong, catalogue, run, device="cpu")
     with pytest.raises(CheckpointError, match="--resume"):
         pretrain_tiles(micro_config("steps=10"), catalogue, run, device="cpu")
@@ -341,8 +341,14 @@ def test_a_run_killed_between_its_last_checkpoint_and_its_encoder_gets_it_on_res
         ("objective.targets=centering", "objective.spread=koleo"),
         ("objective.spread=none", "views.n_local=0", "objective.masked_share=0"),
         ("views.mode=extended_context", "tiles.magnifications={1.0: 1.0, 1.6: 3.0}"),
+        (
+            *("tiles.magnifications={low: 1.0, high: 1.6}", "encoder.mpp=1.2"),
+            *("tiles.per_region=4", "tiles.balance={patient_id: 0.5}", "tiles.base=tissue_area"),
+            *("tiles.filters={hsv: {min_share: 0.3}, pen: {}, blur: {mpp: 2.0}}",),
+            *("tiles.quarantine_after=3", "tiles.decode=full", "tiles.colour=srgb"),
+        ),
     ],
-    ids=["dinov2", "no-locals-no-masks", "virchow2"],
+    ids=["dinov2", "no-locals-no-masks", "virchow2", "every-tile-source"],
 )
 def test_every_switch_of_the_recipe_trains(
     catalogue: Catalogue, tmp_path: Path, overrides: tuple[str, ...]

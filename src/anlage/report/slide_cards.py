@@ -14,8 +14,8 @@ from anlage.geometry import level0_px
 from anlage.report.contents import Contents, without_folders
 from anlage.report.pictures import jpeg_uri, outline_path, squares_path
 from anlage.slides.catalogue import Catalogue, SlideRow
-from anlage.tiles.sampling import sampler_from_catalogue
 from anlage.training.tile_config import TilePretrainConfig
+from anlage.training.tile_feed import tile_sampler
 
 LOGGER = logging.getLogger(__name__)
 MOST_CARDS = 36
@@ -178,14 +178,8 @@ def _drawn(catalogue: Catalogue, contents: Contents) -> dict[str, list[Square]]:
     try:
         config = TilePretrainConfig.model_validate(contents.run["config"])
         split = config.tiles.split
-        sampler = sampler_from_catalogue(
-            catalogue.select(split=split) if split else catalogue,
-            seed=config.seed,
-            size_px=config.views.source_px,
-            batch_size=config.batch_size,
-            magnifications=config.tiles.magnifications,
-            min_tissue=config.tiles.min_tissue,
-        )
+        slides = catalogue.select(split=split) if split else catalogue
+        sampler = tile_sampler(config, slides)
         n_tiles = min(contents.n_steps * config.batch_size, MOST_DRAWN)
         tiles = [sampler.draw(g) for g in range(n_tiles)]
     except (AnlageError, ValueError) as error:

@@ -9,7 +9,7 @@ from typing import Any
 
 from anlage.report.contents import Contents
 from anlage.report.line_chart import Chart, Value, line_chart
-from anlage.training.tile_config import TilePretrainConfig
+from anlage.training.tile_config import MagnificationRange, TilePretrainConfig
 
 FROM_ZERO = frozenset(("RankMe", "Teacher entropy", "Learning rate", "Speed", "Waiting for data"))
 RANKME = "Directions that a batch of teacher embeddings fills; near 1 is collapse."
@@ -115,7 +115,11 @@ def _summary(contents: Contents, config: TilePretrainConfig | None) -> str:
 
 def _facts(config: TilePretrainConfig, contents: Contents) -> dict[str, str]:
     model, views, optimizer = config.model, config.views, config.optimizer
-    mpps = ", ".join(f"{mpp:g}" for mpp in config.tiles.magnifications)
+    drawn = config.tiles.magnifications
+    if isinstance(drawn, MagnificationRange):
+        mpps = f"{drawn.low:g} to {drawn.high:g}"
+    else:
+        mpps = ", ".join(f"{mpp:g}" for mpp in drawn)
     facts = {
         "Network": (
             f"ViT, width {model.width}, depth {model.depth}, {model.n_heads} heads, "

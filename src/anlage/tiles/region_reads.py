@@ -325,4 +325,4 @@ def _no_tile(batch: GrowingBatch, g: int) -> TrainingError:
 
 def _has_remote(catalogue: Catalogue) -> bool:
     """Whether any slide of a catalogue lies behind a URL; makes no object a row."""
-    return bool(pc.any(pc.match_substring(catalogue.table["uri"], "://")).as_py())
+    return bool(pc.any(pc.match_substring(catalogue.column("uri"), "://")).as_py())

@@ -6,7 +6,11 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
 
+from anlage.slides.colour import Colour
+from anlage.slides.levels import Decode
 from anlage.tiles.augment.spec import MultiCropSpec
+from anlage.tiles.filters import TileFilters
+from anlage.tiles.weights import Base
 
 Share = float  # 0 to 1
 Decay = Annotated[float, Field(ge=0.0, lt=1.0)]
@@ -35,23 +39,81 @@ class Ramp(Frozen):
     shape: Literal["linear", "cosine"] = "cosine"
 
 
-class TileSource(Frozen):
-    """Which tiles are drawn; their edge is ``views.source_px``.
+class MagnificationRange(Frozen):
+    """Resolutions drawn from anywhere between two bounds.
 
     Attributes:
-        magnifications: Shares of the resolutions, µm per pixel -> weight.
-        min_tissue: Smallest tissue fraction of a tile, 0 to 1.
-        split: Only slides with this value in the catalogue's ``split`` column; None for all.
+        low: Finest, µm per pixel.
+        high: Coarsest, µm per pixel.
+        law: ``log``: every doubling is as likely; ``linear``: every µm per pixel is.
     """
 
-    magnifications: dict[PositiveFloat, PositiveFloat]
-    min_tissue: Share = Field(default=0.5, ge=0.0, le=1.0)
-    split: str | None = None
+    low: PositiveFloat
+    high: PositiveFloat
+    law: Literal["log", "linear"] = "log"
 
     @model_validator(mode="after")
-    def _some_magnification(self) -> Self:
-        if not self.magnifications:
+    def _in_order(self) -> Self:
+        if not self.low < self.high:
+            msg = "needs low < high, such as {low: 0.25, high: 2}"
+            raise ValueError(msg)
+        return self
+
+
+class TileSource(Frozen):
+    """Which tiles are drawn and how they are read; their edge is ``views.source_px``.
+
+    Attributes:
+        magnifications: Shares of the resolutions, µm per pixel -> weight; or ``{low, high, law}``.
+        min_tissue: Smallest tissue fraction of a tile, 0 to 1.
+        split: Only slides with this value in the catalogue's ``split`` column; None for all.
+        base: Slides weigh the same (``slide``) or by their tissue (``tissue_area``).
+        balance: Catalogue column -> alpha, 0 to 1: weights are divided by the frequency of the
+            slide's value to that power, for every column.
+        per_region: Tiles cut from one decoded region. More are read faster and are more alike:
+            those of one region lie within one window of steps, with at least 63 other regions.
+        filters: What else a tile must pass; a rejected one is drawn again, counted.
+        on_error: ``resample``: a tile that cannot be read is drawn again, counted; ``raise``.
+        quarantine_after: Errors after which a slide is drawn no more; None for never.
+        decode: ``scaled``: JPEG tiles are decoded at 1/2, 1/4 or 1/8 where the resolution allows;
+            ``full``: always whole.
+        colour: ``stored``, or ``srgb`` by each slide's ICC profile, where it has one.
+    """
+
+    magnifications: dict[PositiveFloat, PositiveFloat] | MagnificationRange
+    min_tissue: Share = Field(default=0.5, ge=0.0, le=1.0)
+    split: str | None = None
+    base: Base = "slide"
+    balance: dict[str, Annotated[Share, Field(ge=0.0, le=1.0)]] = {}
+    per_region: PositiveInt = 1
+    filters: TileFilters = TileFilters()
+    on_error: Literal["resample", "raise"] = "resample"
+    quarantine_after: PositiveInt | None = None
+    decode: Decode = "scaled"
+    colour: Colour = "stored"
+
+    @property
+    def most_drawn_mpp(self) -> float | None:
+        """The resolution with the largest share; None for a range."""
+        if isinstance(self.magnifications, MagnificationRange):
+            return None
+        return max(self.magnifications, key=self.magnifications.__getitem__)
+
+    @property
+    def coarsest_mpp(self) -> float:
+        """The coarsest resolution that is drawn."""
+        if isinstance(self.magnifications, MagnificationRange):
+            return self.magnifications.high
+        return max(self.magnifications)
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> Self:
+        if not isinstance(self.magnifications, MagnificationRange) and not self.magnifications:
             msg = "needs at least one mpp with its weight, such as {0.5: 1.0}"
+            raise ValueError(msg)
+        blur = self.filters.blur
+        if blur is not None and blur.mpp < self.coarsest_mpp:
+            msg = f"filters.blur.mpp needs at least {self.coarsest_mpp:g}, the coarsest drawn"
             raise ValueError(msg)
         return self
 
@@ -195,10 +257,12 @@ class EncoderUse(Frozen):
 
     Attributes:
         tile_px: Edge of the tiles it embeds, pixels at its mpp; ``views.global_px`` if None.
+        mpp: Resolution of those tiles; the most drawn one if None.
         pooling: ``cls``, or ``cls+mean`` with the mean of the patch tokens beside it (Virchow2).
     """
 
     tile_px: PositiveInt | None = None
+    mpp: PositiveFloat | None = None
     pooling: Literal["cls", "cls+mean"] = "cls"
 
 
@@ -246,10 +310,20 @@ class TilePretrainConfig(Frozen):
         """Edge of the tiles that the trained encoder embeds."""
         return self.encoder.tile_px or self.views.global_px
 
+    @property
+    def mpp(self) -> float:
+        """Resolution of the tiles that the trained encoder embeds."""
+        mpp = self.encoder.mpp or self.tiles.most_drawn_mpp
+        assert mpp is not None, "checked by _parts_fit"
+        return mpp
+
     @model_validator(mode="after")
     def _parts_fit(self) -> Self:
         if self.views.n_global != 2:
             msg = "views.n_global needs to be 2, each the other's target"
+            raise ValueError(msg)
+        if self.tiles.most_drawn_mpp is None and self.encoder.mpp is None:
+            msg = "encoder.mpp needs a value where tiles.magnifications is a range"
             raise ValueError(msg)
         edges = {
             "views.global_px": self.views.global_px,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import logging
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,8 +21,8 @@ from anlage.progress import meter
 from anlage.slides.catalogue import Catalogue
 from anlage.tiles.augment.multi_crop import views
 from anlage.tiles.masking import block_masks
-from anlage.tiles.sampling import sampler_from_catalogue
-from anlage.tiles.stream import TileBatch, TileStream
+from anlage.tiles.quarantine import JOURNAL
+from anlage.tiles.stream import TileBatch
 from anlage.training.checkpoint import load_newest_checkpoint, save_checkpoint
 from anlage.training.ema import update_teacher
 from anlage.training.log import MetricsLog
@@ -42,6 +41,7 @@ from anlage.training.schedule import learning_rate, ramp_value
 from anlage.training.stopping import stop_on_signals
 from anlage.training.student_teacher import EncoderWithHead, StepLoss, step_loss
 from anlage.training.tile_config import TilePretrainConfig
+from anlage.training.tile_feed import FeedMeter, tile_stream
 
 LOGGER = logging.getLogger(__name__)
 
@@ -177,29 +177,15 @@ def _go_on(training: Training, record: Mapping[str, Any]) -> None:
 def _train(training: Training, slides: Catalogue, *, threads: int) -> None:
     """Run steps until the last one, or until a signal asks to stop."""
     config, first = training.config, training.step
-    sampler = sampler_from_catalogue(
-        slides,
-        seed=config.seed,
-        size_px=config.views.source_px,
-        batch_size=config.batch_size,
-        magnifications=config.tiles.magnifications,
-        min_tissue=config.tiles.min_tissue,
-    )
     with (
         stop_on_signals() as stop,
-        TileStream(slides, sampler, threads=threads) as stream,
+        tile_stream(config, slides, run_dir=training.run_dir, threads=threads) as stream,
         MetricsLog(training.run_dir, first_step=first) as log,
         meter("pretrain", total=config.steps, unit="steps", done=first) as progress,
     ):
-        batches = stream.batches(first, config.steps, batch_size=config.batch_size)
-        began, waited = time.perf_counter(), stream.wait_s
-        for step, batch in enumerate(batches, first):
-            metrics = train_step(training, batch)
-            ended = time.perf_counter()
-            metrics["tiles_per_s"] = config.batch_size / (ended - began)
-            metrics["data_wait_share"] = (stream.wait_s - waited) / (ended - began)
-            metrics["read_errors"] = float(batch.n_read_errors)
-            began, waited = ended, stream.wait_s
+        feed = FeedMeter(config, stream)
+        for step, batch in enumerate(stream.batches(first, config.steps), first):
+            metrics = train_step(training, batch) | feed.of_step(step, batch)
             log.write(step, metrics)
             is_last = training.step == config.steps
             if is_last or stop or training.step % config.checkpoint_every == 0:
@@ -337,6 +323,7 @@ def _claim(run_dir: Path, record: Mapping[str, Any], *, resume: bool) -> None:
         return
     if old is not None and old != record:
         LOGGER.warning("%s did no step; its run.json is replaced by this run's", run_dir)
+        (run_dir / JOURNAL).unlink(missing_ok=True)
     write_record(run_dir, record)
 
 
@@ -375,9 +362,10 @@ def _save_encoder(training: Training) -> None:
     encoder_config = EncoderConfig(
         architecture=config.model.model_dump(),
         tile_px=config.tile_px,
-        mpp=max(config.tiles.magnifications, key=config.tiles.magnifications.__getitem__),
+        mpp=config.mpp,
         mean=config.mean,
         std=config.std,
+        colour=config.tiles.colour,
         pooling=config.encoder.pooling,
         provenance=provenance,
     )

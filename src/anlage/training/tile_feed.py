@@ -1,0 +1,105 @@
+"""The tiles of a run, as its recipe says: which are drawn, how they are read, what went wrong."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from anlage.errors import CatalogueError
+from anlage.slides.catalogue import Catalogue
+from anlage.tiles.magnification import ContinuousMpp
+from anlage.tiles.quarantine import JOURNAL, ErrorPolicy
+from anlage.tiles.sampling import TileSampler, sampler_from_catalogue
+from anlage.tiles.stream import TileBatch, TileStream
+from anlage.training.tile_config import MagnificationRange, TilePretrainConfig
+
+
+def tile_sampler(config: TilePretrainConfig, slides: Catalogue) -> TileSampler:
+    """What a run draws: a function of its recipe and its slides alone.
+
+    Args:
+        config: The resolved recipe.
+        slides: The slides it trains on: those of its split.
+
+    Raises:
+        TrainingError: If no slide gives tiles at some resolution.
+        CatalogueError: If the recipe balances over a column that is not there.
+    """
+    missing = sorted(config.tiles.balance.keys() - set(slides.column_names))
+    if missing:
+        raise CatalogueError(
+            slides.path,
+            f"needs the columns that tiles.balance names; has no {', '.join(missing)} among "
+            f"{', '.join(slides.column_names)}. Add them with `anlage index --labels`.",
+        )
+    drawn = config.tiles.magnifications
+    if isinstance(drawn, MagnificationRange):
+        magnifications: ContinuousMpp | dict[float, float] = ContinuousMpp(
+            drawn.low, drawn.high, drawn.law
+        )
+    else:
+        magnifications = drawn
+    return sampler_from_catalogue(
+        slides,
+        seed=config.seed,
+        size_px=config.views.source_px,
+        batch_size=config.batch_size,
+        magnifications=magnifications,
+        min_tissue=config.tiles.min_tissue,
+        tiles_per_region=config.tiles.per_region,
+        balance=config.tiles.balance,
+        base=config.tiles.base,
+    )
+
+
+def tile_stream(
+    config: TilePretrainConfig, slides: Catalogue, *, run_dir: Path, threads: int
+) -> TileStream:
+    """How a run reads its tiles; its journal lies in the run's folder.
+
+    Args:
+        config: The resolved recipe.
+        slides: The slides it trains on.
+        run_dir: Folder of the run.
+        threads: Threads that decode.
+
+    Raises:
+        TrainingError: If no slide gives tiles at some resolution.
+        CatalogueError: If the recipe balances over a column that is not there.
+        CheckpointError: If the journal is damaged.
+    """
+    return TileStream(
+        slides,
+        tile_sampler(config, slides),
+        threads=threads,
+        filters=config.tiles.filters.chosen(),
+        errors=ErrorPolicy(config.tiles.on_error, config.tiles.quarantine_after),
+        journal=run_dir / JOURNAL,
+        decode=config.tiles.decode,
+        colour=config.tiles.colour,
+    )
+
+
+class FeedMeter:
+    """What a step's metrics say of its tiles."""
+
+    def __init__(self, config: TilePretrainConfig, stream: TileStream) -> None:
+        self._config, self._stream = config, stream
+        self._began, self._waited_s = time.perf_counter(), stream.wait_s
+
+    def of_step(self, step: int, batch: TileBatch) -> dict[str, float]:
+        """Metrics of the step that ends now: its rate, its waiting, its errors and rejections."""
+        ended, waited_s = time.perf_counter(), self._stream.wait_s
+        took_s = ended - self._began
+        metrics = {
+            "tiles_per_s": len(batch.g) / took_s,
+            "data_wait_share": (waited_s - self._waited_s) / took_s,
+            "read_errors": float(batch.n_read_errors),
+        }
+        for judge in self._config.tiles.filters.chosen():
+            metrics[f"rejected_{judge.name}"] = float(batch.rejected[judge.name])
+        if self._config.tiles.quarantine_after is not None:
+            out = [first for first in self._stream.quarantined.values() if first <= step]
+            metrics["quarantined"] = float(len(out))
+        self._began, self._waited_s = ended, waited_s
+        return metrics
