@@ -183,7 +183,7 @@ class TileSampler:
             mpp,
             step=g // self.batch_size,
             redraw=lambda t: float(
-                uniforms(1, **key, purpose=Purpose.TILE, item=attempt + t * TRY)
+                uniforms(1, **key, purpose=Purpose.TILE, item=attempt + t * TRY)[0]
             ),
         )
         corner = found.places.corner(*numbers[2:].tolist())
@@ -205,7 +205,7 @@ class TileSampler:
             int(slide_N[0]),
             mpp,
             step=self._windows.first_step(region),
-            redraw=lambda t: float(uniforms(1, **key, purpose=Purpose.REGION, item=t)),
+            redraw=lambda t: float(uniforms(1, **key, purpose=Purpose.REGION, item=t)[0]),
         )
         numbers_N3 = self._numbers(g_N)
         corners = [found.places.corner(*numbers_N3[0].tolist())]
