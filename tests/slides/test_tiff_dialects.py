@@ -80,6 +80,26 @@ def test_aperio(tmp_path: Path, way: str) -> None:
             assert furthest(whole(slide, i), expected) <= (2 if way == "33003" else "jpeg" in way)
 
 
+def test_colour_at_half_the_width_is_left_to_openslide(tmp_path: Path) -> None:
+    path = write_svs(
+        tmp_path / "a.svs",
+        pyramid(501, 334),
+        thumbnail=THUMBNAIL,
+        label=LABEL,
+        macro=MACRO,
+        **WAYS["33003"],
+    )
+    with tifffile.TiffFile(path) as tiff:
+        offset = tiff.pages.first.dataoffsets[0]
+    data = bytearray(path.read_bytes())
+    assert data[offset + 40 : offset + 51] == b"\0\3" + b"\7\1\1" * 3
+    data[offset + 46], data[offset + 49] = 2, 2  # a sample of Cb and Cr every second column
+    path.write_bytes(data)
+    with pytest.raises(UnknownFormatError, match="left to OpenSlide"):
+        TiffReader(str(path))
+    assert open_slide(path).reader == "openslide"
+
+
 @pytest.mark.parametrize("compression", ["webp", "jpegxl", "jpeg", "deflate", "lzw", None])
 @pytest.mark.parametrize("order", ["<", ">"])
 @pytest.mark.parametrize("is_big", [False, True])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +24,8 @@ from anlage.slides.tiff_metadata import stated_by, vendor_of
 from anlage.slides.tiff_pages import only_page, picture_of, refuse_giant_tiles
 from anlage.slides.tiled_picture import TiledPicture
 
+SIZ_BYTES = 51  # of a JPEG 2000 of three components, up to the end of their description
+STEPS_AT = 43  # there: every how many pixels a component has a sample, 3 bytes a component
 LEFT_TO_OPENSLIDE = ("ndpi", "scn", "bif", "avs")  # pixels need more than their tiles
 
 
@@ -58,7 +61,9 @@ def read_tiff_index(source: ByteSource) -> TiffIndex:
     path = source.path
     try:
         with source.as_file() as file, tifffile.TiffFile(file) as tiff:
-            return _indexed(path, tiff)
+            index = _indexed(path, tiff)
+        _refuse_coarse_colour(source, index.levels)
+        return index
     except SlideError:
         raise
     except Exception as error:  # a damaged index makes tifffile fail in any way
@@ -93,6 +98,17 @@ def _indexed(path: str, tiff: Any) -> TiffIndex:  # noqa: ANN401 - tifffile is u
         stated=stated_by(pages[0]),
         icc_profile=_bytes(pages[0].iccprofile),
     )
+
+
+def _refuse_coarse_colour(source: ByteSource, levels: Sequence[TiledPicture]) -> None:
+    """Leave to OpenSlide what our decoder does not read: colour stored at half the width."""
+    for level in levels:
+        there = np.flatnonzero(level.counts >= SIZ_BYTES)
+        if level.codec.kind == "jpeg2000-ycbcr" and len(there):
+            head = source.read(level.offsets.item(there[0]), SIZ_BYTES)
+            if head[STEPS_AT : STEPS_AT + 8 : 3] != b"\1\1\1":
+                reason = "its JPEG 2000 holds colour at half the width: left to OpenSlide."
+                raise UnknownFormatError(source.path, reason)
 
 
 def _reduced_pages(tiff: Any, full: Any) -> list[Any]:  # noqa: ANN401
