@@ -5,9 +5,12 @@ JPEG 2000, WebP, JPEG XL, Deflate, LZW and no compression are decoded at full si
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 
+import cv2
 import imagecodecs
 import numpy as np
 import simplejpeg
@@ -20,6 +23,7 @@ Shape = tuple[int, int, int]  # height, width, 3
 START_OF_IMAGE = b"\xff\xd8"
 END_OF_CODESTREAM = b"\xff\xd9"
 NO_FRAME = (0xC4, 0xC8, 0xCC)  # the markers among those of frames that begin something else
+FRAME_WITHIN = 1024  # bytes, in which nearly every JPEG has its frame header
 DCT_SCALES = (1, 2, 4, 8)
 DCT_BLOCK_PX = 8
 # Adobe APP14 segment with transform 0: "these three components are RGB", which a TIFF says in
@@ -87,7 +91,7 @@ class TileCodec:
         shape = (-(-height // reduce), -(-width // reduce), 3)
         try:
             if self.kind == "jpeg":
-                pixels = _jpeg(self, data, (height, width, 3), buffer=buffer, shape=shape)
+                pixels = _jpeg(self, data, (height, width, 3), shape=shape, buffer=buffer)
             else:
                 pixels = DECODERS[self.kind](self, data, shape)
         except (ValueError, RuntimeError) as error:
@@ -120,11 +124,12 @@ def _jpeg(
     shape: Shape,
     buffer: NDArray[np.uint8] | None,
 ) -> NDArray[np.uint8]:
-    frame = _jpeg_frame(data)
-    if frame != stored:
-        msg = "holds {1} x {0} pixels of {2} components; ".format(*frame)
-        msg += "needs {1} x {0} of {2}".format(*stored)
+    if not data.startswith(START_OF_IMAGE):
+        msg = "no JPEG starts here"
         raise DecodeError(msg)
+    # The size of the result would not do: a scale is chosen to fit the size that is asked for.
+    if data.find(_frame_header(stored), 2, FRAME_WITHIN) < 0:
+        _refuse_other_frame(data, stored)
     if codec.jpeg_head:
         data = codec.jpeg_head + memoryview(data)[2:]
     if shape == stored:
@@ -139,20 +144,23 @@ def _jpeg(
     )
 
 
-def _jpeg_frame(data: bytes) -> tuple[int, int, int]:
-    """Height, width and components that a JPEG's frame header states.
+@lru_cache
+def _frame_header(stored: Shape) -> bytes:
+    """What a JPEG's frame header says of three 8-bit components of this size, from its length."""
+    return struct.pack(">HBHHB", 17, 8, *stored)
 
-    The size of the result would not do: a scale is chosen to fit the size that is asked for.
-    """
-    if data[:2] != START_OF_IMAGE:
-        msg = "no JPEG starts here"
-        raise DecodeError(msg)
+
+def _refuse_other_frame(data: bytes, stored: Shape) -> None:
+    """Find the frame header the long way, marker by marker, and refuse what else it says."""
     at, end = 2, len(data) - 9
     while at < end and data[at] == 0xFF:
         marker = data[at + 1]
         if 0xC0 <= marker <= 0xCF and marker not in NO_FRAME:
-            height, width = data[at + 5] << 8 | data[at + 6], data[at + 7] << 8 | data[at + 8]
-            return height, width, data[at + 9]
+            height, width, n_components = struct.unpack(">HHB", data[at + 5 : at + 10])
+            if (height, width, n_components) == stored:
+                return
+            msg = f"holds {width} x {height} pixels of {n_components} components; "
+            raise DecodeError(msg + "needs {1} x {0} of {2}".format(*stored))
         at += 2 + (data[at + 2] << 8 | data[at + 3]) if marker != 0xFF else 1  # 0xFF: filling
     msg = "the JPEG has no frame header"
     raise DecodeError(msg)
@@ -163,6 +171,14 @@ def _jpeg2000(codec: TileCodec, data: bytes, shape: Shape) -> NDArray[np.uint8]:
         msg = "the codestream does not end"  # OpenJPEG would fill what is missing
         raise DecodeError(msg)
     return np.asarray(imagecodecs.jpeg2k_decode(data, numthreads=1))
+
+
+def _jpeg2000_ycbcr(codec: TileCodec, data: bytes, shape: Shape) -> NDArray[np.uint8]:
+    pixels = _jpeg2000(codec, data, shape)
+    if pixels.shape != shape:
+        msg = f"holds {pixels.shape}; needs {shape}"
+        raise DecodeError(msg)
+    return np.asarray(cv2.cvtColor(pixels[..., [0, 2, 1]], cv2.COLOR_YCrCb2RGB))
 
 
 def _jpegls(codec: TileCodec, data: bytes, shape: Shape) -> NDArray[np.uint8]:
@@ -204,6 +220,7 @@ def _shaped(data: bytes | bytearray, codec: TileCodec, shape: Shape) -> NDArray[
 
 DECODERS: Mapping[str, Callable[[TileCodec, bytes, Shape], NDArray[np.uint8]]] = {
     "jpeg2000": _jpeg2000,
+    "jpeg2000-ycbcr": _jpeg2000_ycbcr,
     "jpegls": _jpegls,
     "webp": _webp,
     "jpegxl": _jpegxl,

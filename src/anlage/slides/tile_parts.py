@@ -10,10 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from anlage.errors import SlideError
+from anlage.geometry import Size
 from anlage.slides.byte_source import ByteSource, Range
-from anlage.slides.rectangle import WHITE, Outcome, Rectangle
+from anlage.slides.rectangle import Outcome, Rectangle
 from anlage.slides.tiled_picture import TiledPicture
 
+Window = tuple[slice, slice]
 MAX_KEPT_BYTES = 2**22  # a larger tile is decoded into memory of its own
 
 
@@ -39,31 +41,22 @@ class _Part:
     """A rectangle on its way: what there is of it, and how many tiles are still to come."""
 
     number: int
-    place: Rectangle
+    shape: tuple[int, int, int]
     n_missing: int = 0
     pixels: NDArray[np.uint8] | None = None
     error: SlideError | None = None
 
-    def take(self, tile: NDArray[np.uint8] | SlideError | None, at: Rectangle) -> None:
-        """Copy what a tile at this place shows of it; None is a white tile."""
+    def take(self, tile: NDArray[np.uint8] | SlideError, target: Window, source: Window) -> None:
+        """Copy what a tile shows of it."""
         self.n_missing -= 1
         if self.error is not None:
             return
         if isinstance(tile, SlideError):
             self.error, self.pixels = tile, None
             return
-        place = self.place
         if self.pixels is None:
-            self.pixels = np.empty((place.height, place.width, 3), np.uint8)
-        left, right = max(place.left, at.left), min(place.right, at.right)
-        top, bottom = max(place.top, at.top), min(place.bottom, at.bottom)
-        target = self.pixels[
-            top - place.top : bottom - place.top, left - place.left : right - place.left
-        ]
-        if tile is None:
-            target[...] = WHITE
-        else:
-            target[...] = tile[top - at.top : bottom - at.top, left - at.left : right - at.left]
+            self.pixels = np.empty(self.shape, np.uint8)
+        self.pixels[target] = tile[source]
 
 
 class TileParts:
@@ -83,35 +76,35 @@ class TileParts:
         self, picture: TiledPicture, file: ByteSource, places: Sequence[Rectangle], *, reduce: int
     ) -> None:
         self._picture, self._file, self._reduce = picture, file, reduce
-        self._width, self._height = picture.tile.width // reduce, picture.tile.height // reduce
-        self._touching = self._parts_by_tile(places)
+        self._tile_size = Size(picture.tile.width // reduce, picture.tile.height // reduce)
+        self._touching: dict[int, list[tuple[_Part, Window, Window]]] = {}
+        for number, place in enumerate(places):
+            self._plan(_Part(number, (place.height, place.width, 3)), place)
         self._tiles = sorted(self._touching)
         self._fetched = file.start(self._ranges()) if file.is_remote else None
 
     def read(self) -> Iterator[tuple[int, Outcome]]:
         """Number in ``places`` and pixels of each, or why it has none, as they are finished."""
+        room = _ROOM.of(self._tile_size.width * self._tile_size.height * 3)
         for tile, data in self._encoded():
-            at = self._place(tile)
-            pixels = data if isinstance(data, SlideError) else self._decoded(tile, data)
-            for part in self._touching[tile]:
-                part.take(pixels, at)
+            pixels = data if isinstance(data, SlideError) else self._decoded(tile, data, room)
+            for part, target, source in self._touching[tile]:
+                part.take(pixels, target, source)
                 if part.n_missing == 0:
                     outcome = part.pixels if part.error is None else part.error
                     part.pixels = None
                     if outcome is not None:
                         yield part.number, outcome
 
-    def _parts_by_tile(self, places: Sequence[Rectangle]) -> dict[int, list[_Part]]:
-        touching: dict[int, list[_Part]] = {}
-        for number, place in enumerate(places):
-            part = _Part(number, place)
-            columns = range(place.left // self._width, (place.right - 1) // self._width + 1)
-            for row in range(place.top // self._height, (place.bottom - 1) // self._height + 1):
-                for column in columns:
-                    tile = row * self._picture.n_across + column
-                    touching.setdefault(tile, []).append(part)
-                    part.n_missing += 1
-        return touching
+    def _plan(self, part: _Part, place: Rectangle) -> None:
+        """Note what each tile shows of a part."""
+        columns = _steps(place.left, place.right, self._tile_size.width)
+        n_across, touching = self._picture.n_across, self._touching
+        for row, y_target, y_source in _steps(place.top, place.bottom, self._tile_size.height):
+            for column, x_target, x_source in columns:
+                piece = (part, (y_target, x_target), (y_source, x_source))
+                touching.setdefault(row * n_across + column, []).append(piece)
+                part.n_missing += 1
 
     def _encoded(self) -> Iterator[tuple[int, bytes | SlideError]]:
         """Every touched tile and its bytes; of a local file one at a time, to hold no more."""
@@ -132,8 +125,9 @@ class TileParts:
     def _ranges(self) -> list[Range]:
         return [self._picture.place(tile) for tile in self._tiles]
 
-    def _decoded(self, tile: int, data: bytes) -> NDArray[np.uint8] | SlideError | None:
-        room = _ROOM.of(self._width * self._height * 3)
+    def _decoded(
+        self, tile: int, data: bytes, room: NDArray[np.uint8] | None
+    ) -> NDArray[np.uint8] | SlideError:
         try:
             return self._picture.decode(
                 tile, data, path=self._file.path, reduce=self._reduce, buffer=room
@@ -141,9 +135,15 @@ class TileParts:
         except SlideError as error:
             return error
 
-    def _place(self, tile: int) -> Rectangle:
-        row, column = divmod(tile, self._picture.n_across)
-        return Rectangle(column * self._width, row * self._height, self._width, self._height)
+
+def _steps(start: int, stop: int, edge: int) -> list[tuple[int, slice, slice]]:
+    """Tiles of this edge from start to stop: their number, their share of it, and within them."""
+    steps = []
+    for number in range(start // edge, (stop - 1) // edge + 1):
+        at = number * edge
+        first, last = max(start, at), min(stop, at + edge)
+        steps.append((number, slice(first - start, last - start), slice(first - at, last - at)))
+    return steps
 
 
 def read_part(
@@ -163,7 +163,17 @@ def read_part(
     Raises:
         SlideError: If a touched tile is damaged; it names the tile.
     """
-    ((_, outcome),) = TileParts(picture, file, [place], reduce=reduce).read()
-    if isinstance(outcome, SlideError):
-        raise outcome
-    return outcome
+    width, height = picture.tile.width // reduce, picture.tile.height // reduce
+    columns = _steps(place.left, place.right, width)
+    steps = [
+        (row * picture.n_across + column, (y_target, x_target), (y_source, x_source))
+        for row, y_target, y_source in _steps(place.top, place.bottom, height)
+        for column, x_target, x_source in columns
+    ]
+    path, room = file.path, _ROOM.of(width * height * 3)
+    region = np.empty((place.height, place.width, 3), np.uint8)
+    encoded = file.read_many([picture.place(tile) for tile, _, _ in steps])
+    for (tile, target, source), data in zip(steps, encoded, strict=True):
+        pixels = picture.decode(tile, data, path=path, reduce=reduce, buffer=room)
+        region[target] = pixels[source]
+    return region

@@ -11,7 +11,10 @@ from numpy.typing import NDArray
 from anlage.errors import SlideError
 from anlage.geometry import Size
 from anlage.slides.byte_source import ByteSource, Range
+from anlage.slides.rectangle import WHITE
 from anlage.slides.tile_codec import DecodeError, TileCodec
+
+LEFT_OUT = (0, 0)  # place of a tile that its writer left out
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,8 +90,8 @@ class TiledPicture:
         path: str,
         reduce: int = 1,
         buffer: NDArray[np.uint8] | None = None,
-    ) -> NDArray[np.uint8] | None:
-        """Pixels of one tile, (height, width, 3) uint8 RGB of it reduced; None: it is white.
+    ) -> NDArray[np.uint8]:
+        """Pixels of one tile, (height, width, 3) uint8 RGB of it reduced, not to be written to.
 
         Args:
             index: Number of the tile, row by row.
@@ -100,15 +103,15 @@ class TiledPicture:
         Raises:
             SlideError: If the tile is damaged; it names the tile.
         """
-        offset, count = self.place(index)
-        if offset == 0 and count == 0:
-            return None
         width, height = self.tile
+        if not data and self.place(index) == LEFT_OUT:
+            return np.broadcast_to(np.uint8(WHITE), (height // reduce, width // reduce, 3))
         if self.is_stripped:
             height = min(height, self.size.height - index * height)
         try:
             return self.codec.decode(data, height=height, width=width, reduce=reduce, buffer=buffer)
         except DecodeError as error:
+            offset, count = self.place(index)
             raise SlideError(
                 path,
                 f"{self._where(index)} (bytes {offset} to {offset + count}) is damaged: {error}.",
