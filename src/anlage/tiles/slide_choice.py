@@ -73,14 +73,17 @@ class SlideChoice:
             slide_q_N: Number in [0, 1) that decides the slide.
             mpp_q_N: Number in [0, 1) that decides the resolution.
         """
-        row_N = self._order[np.searchsorted(self._shares, slide_q_N, side="right")]
+        ascending = np.argsort(slide_q_N)  # near numbers find their slides in the same memory
+        row_N = np.empty(len(slide_q_N), dtype=np.int64)
+        place = np.searchsorted(self._shares, slide_q_N[ascending], side="right")
+        row_N[ascending] = self._order[place]
         first_N, last_N = self._first[row_N], self._last[row_N]
         start_N = self._mass[first_N]
         target_N = start_N + mpp_q_N * (self._mass[last_N] - start_N)
         position_N = np.interp(target_N, self._mass, self._breaks)
         end_N = np.nextafter(self._breaks[last_N], 0.0)
         position_N = np.clip(position_N, self._breaks[first_N], end_N)
-        return row_N.astype(np.int64), self._law.mpp_at(position_N)
+        return row_N, self._law.mpp_at(position_N)
 
     def another(self, slide_q: float, mpp: float) -> int | None:
         """The row of another slide at the same resolution; None if it cannot give that.
