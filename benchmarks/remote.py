@@ -25,6 +25,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
 from multiprocessing import get_context
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import cv2
@@ -55,7 +56,7 @@ def main() -> None:
     # the baseline's modules import each other by their bare names, in spawned processes as well
     folder = str(arguments.shared.resolve() / "baselines")
     sys.path.insert(0, folder)
-    os.environ["PYTHONPATH"] = folder
+    os.environ["PYTHONPATH"] = os.pathsep.join([folder, os.environ.get("PYTHONPATH", "")])
     cv2.setNumThreads(1)
     with tempfile.TemporaryDirectory() as cache:
         os.environ["ANLAGE_CACHE"] = cache
@@ -138,7 +139,7 @@ def _shares(corners: np.ndarray, rounds: int) -> list[dict[str, np.ndarray]]:
     return [{name: next(pieces) for name in N_TILES} for _ in range(rounds + 1)]
 
 
-def _workers(n: int, baseline: Any, url: str) -> ProcessPoolExecutor:
+def _workers(n: int, baseline: ModuleType, url: str) -> ProcessPoolExecutor:
     pool = ProcessPoolExecutor(
         n, get_context("spawn"), initializer=baseline.open_here, initargs=(url, "default")
     )
