@@ -106,6 +106,8 @@ class _Part:
         head: pydicom's data set up to the optical paths.
         dataset: wsidicom's view of the whole data set.
         syntax: Transfer syntax, by its UID.
+        size: Pixels of the picture.
+        tile: Pixels of a frame.
         places: (N, 2) int64 first byte, in all the files joined, and length of each frame.
     """
 
@@ -121,6 +123,8 @@ class _Part:
             self.head: Any = read_partial(file, stop_when=lambda tag, *_: tag > OPTICAL_PATHS)
             self.syntax = str(self.head.file_meta.TransferSyntaxUID)
             _refuse_unless_rgb(path, self.head)
+            columns, rows = self.head.TotalPixelMatrixColumns, self.head.TotalPixelMatrixRows
+            self.size, self.tile = Size(columns, rows), Size(self.head.Columns, self.head.Rows)
             file.seek(0)
             reader = WsiDicomReader(WsiDicomReadIO(file, UPath(path)))
             self.dataset: Any = reader.dataset
@@ -167,7 +171,7 @@ def _index(path: str, parts: Sequence[_Part]) -> TiffIndex:
     for part in parts:
         kind = str(part.dataset.image_type.name)
         if kind == "VOLUME":
-            levels[Size(*part.dataset.image_size.to_tuple())].append(part)
+            levels[part.size].append(part)
         elif kind in ASSOCIATED:
             beside[ASSOCIATED[kind]].append(part)
     if not levels:
@@ -178,11 +182,22 @@ def _index(path: str, parts: Sequence[_Part]) -> TiffIndex:
     optics = finest.head.get("OpticalPathSequence") or [{}]
     return TiffIndex(
         levels=tuple(pictures),
-        associated={name: _picture(path, name, beside[name]) for name in sorted(beside)},
+        associated=_associated(path, beside),
         vendor="dicom",
         stated=_stated(finest.dataset.pixel_spacing, optics[0].get("ObjectiveLensPower")),
         icc_profile=optics[0].get("ICCProfile"),
     )
+
+
+def _associated(path: str, beside: dict[str, list[_Part]]) -> dict[str, TiledPicture]:
+    """The pictures beside the pyramid; one that does not fit its frames is left out."""
+    found = {}
+    for name in sorted(beside):
+        try:
+            found[name] = _picture(path, name, beside[name])
+        except SlideError:
+            continue
+    return found
 
 
 def _stated(spacing: Any, power: Any) -> Stated:  # noqa: ANN401
@@ -197,7 +212,7 @@ def _picture(path: str, name: str, parts: Sequence[_Part]) -> TiledPicture:
     parts = sorted(parts, key=lambda part: part.dataset.frame_offset)
     first = parts[0]
     _refuse_unless_one_plane(path, name, parts)
-    size, tile = (Size(*s.to_tuple()) for s in (first.dataset.image_size, first.dataset.tile_size))
+    size, tile = first.size, first.tile
     if not 0 < tile.width * tile.height <= MAX_TILE_PX:
         got = f"{tile.width} x {tile.height}"
         raise SlideError(path, f"needs frames of 1 to {MAX_TILE_PX} pixels; {name} has {got}.")
@@ -243,11 +258,10 @@ def _frame_of_tile(path: str, name: str, parts: Sequence[_Part]) -> NDArray[np.i
     from wsidicom.instance.dataset import TileType
     from wsidicom.instance.tile_index.sparse_tile_index import SparseTileIndex
 
-    first = parts[0].dataset
-    across = -(-first.image_size.width // first.tile_size.width)
-    down = -(-first.image_size.height // first.tile_size.height)
+    first = parts[0]
+    across, down = (-(-a // b) for a, b in zip(first.size, first.tile, strict=True))
     n_frames = sum(len(part.places) for part in parts)
-    if first.tile_type != TileType.SPARSE:
+    if first.dataset.tile_type != TileType.SPARSE:
         if n_frames != across * down:
             rule = f"needs {across * down} frames for {name}"
             raise SlideError(path, f"{rule}; got {n_frames}. Copy it again from its source.")
