@@ -1,7 +1,7 @@
 """Open, weigh and draw from a catalogue of millions of slides, in a fresh process.
 
-The catalogue is made up: skewed labels, some of them null, 20x and 40x scans of all sizes; it has no
-masks, since drawing slides and resolutions needs none.
+The catalogue is made up: skewed labels, some of them null, 20x and 40x scans of all sizes. It has
+no masks, since drawing slides and resolutions needs none.
 
 Usage: uv run benchmarks/catalogue_draws.py [--rows 3100000] [--folder FOLDER] [--json FILE]
 """
