@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from anlage.cli.application import Exit, app
+
+bench = typer.Typer(
+    help="Measure this machine on your slides.", no_args_is_help=True, rich_markup_mode=None
+)
+app.add_typer(bench, name="bench")
 
 
 @app.command()
@@ -28,3 +33,48 @@ def doctor(
             print(line)
     if not doctors.is_well(findings):
         raise typer.Exit(Exit.FAILED)
+
+
+@bench.command("io")
+def bench_io(
+    slides: Annotated[
+        list[str], typer.Argument(help="Catalogue (.parquet), slide files, folders, globs or URLs.")
+    ],
+    mpp: Annotated[float, typer.Option(min=0.01, help="Resolution of tiles, µm per pixel.")] = 0.5,
+    tile_px: Annotated[int, typer.Option(min=1, help="Edge of tiles, pixels.")] = 256,
+    n: Annotated[int, typer.Option("-n", "--n", min=1, help="Tiles that one thread reads.")] = 400,
+    threads: Annotated[int, typer.Option(min=1, help="Threads of the loader.")] = 2,
+    per_region: Annotated[
+        int, typer.Option(min=1, help="Tiles cut from one decoded region; 1, 4 and 16 suit.")
+    ] = 1,
+    decode: Annotated[
+        Literal["scaled", "full"], typer.Option(help="Let JPEG be decoded at 1/2 to 1/8, or not.")
+    ] = "scaled",
+    rate: Annotated[
+        float | None, typer.Option(min=0.001, help="Tiles a second of a training run, to wait for.")
+    ] = None,
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds; the median is told.")] = 3,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Measure how fast tiles come from slides, beside what the decoder alone could do."""
+    from anlage.bench.io import measure_io
+    from anlage.bench.io_report import IoSettings
+
+    settings = IoSettings(
+        mpp=mpp,
+        tile_px=tile_px,
+        n=n,
+        threads=threads,
+        per_region=per_region,
+        decode=decode,
+        rate=rate,
+        rounds=rounds,
+    )
+    report = measure_io(slides, settings)
+    if as_json:
+        print(json.dumps(report.as_json(), indent=1))
+        return
+    for line in report.as_lines():
+        print(line)
+    for uri, reason in report.refused:
+        print(f"refused: {uri}: {reason}")
