@@ -1,5 +1,6 @@
 import threading
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ from anlage.embedding.read_ahead import TileReadAhead
 from anlage.embedding.slide_plan import SlideJob, tiles_of
 from anlage.errors import SlideError
 from anlage.slides.levels import read_tile
+from anlage.slides.regions import start_tiles
 from anlage.tiles.spec import TileSpec
 
 SPEC = TileSpec(size_px=32, mpp=1.0, stride_px=32, min_tissue=0.25)
@@ -20,17 +22,19 @@ def make_jobs(catalogue, n_slides=5):
 
 
 def gather(catalogue, jobs, *, batch_size, threads=2):
-    """{slide_id: its tiles in order}, and the length of each batch."""
+    """{slide_id: its tiles by row}, and the length of each batch."""
     tiles, lengths = {}, []
     with TileReadAhead(catalogue, SPEC, batch_size=batch_size, threads=threads) as reader:
         for batch in reader.batches(jobs):
             lengths.append(len(batch.pixels_B3SS))
             assert sum(p.slots.stop - p.slots.start for p in batch.pieces) == lengths[-1]
             for piece in batch.pieces:
-                seen = tiles.setdefault(piece.job.row.slide_id, [])
-                assert piece.rows.start == len(seen)
-                seen.extend(batch.pixels_B3SS[piece.slots].numpy())
-    return tiles, lengths
+                seen = tiles.setdefault(piece.job.row.slide_id, {})
+                assert not seen.keys() & set(piece.rows.tolist())
+                pixels = batch.pixels_B3SS[piece.slots].numpy()
+                seen.update(zip(piece.rows.tolist(), pixels, strict=True))
+    ordered = {name: [seen[row] for row in sorted(seen)] for name, seen in tiles.items()}
+    return ordered, lengths
 
 
 @pytest.mark.parametrize(("batch_size", "threads"), [(1, 1), (7, 3), (64, 2)])
@@ -50,19 +54,33 @@ def test_tiles_arrive_in_order_and_batches_are_full(catalogue, batch_size, threa
         np.testing.assert_array_equal(found, np.stack(alone))
 
 
+class Reading:
+    """Stands for ``start_tiles``: notes who read, and breaks what a test wants broken."""
+
+    def __init__(self, breaks=lambda slide, windows: None):
+        self.breaks, self.read = breaks, []
+
+    def __call__(self, slide, windows, *, colour):
+        pending = start_tiles(slide, windows, colour=colour)
+
+        def read():
+            self.read.append((slide.path, len(windows), threading.current_thread().name))
+            broken = self.breaks(slide, windows)
+            return pending.read() if broken is None else broken
+
+        return SimpleNamespace(read=read)
+
+
 def test_a_tile_that_fails_costs_its_slide_alone(catalogue, monkeypatch):
-    reads = []
+    def breaks_on_b(slide, windows):
+        if slide.path.endswith("b.tif"):
+            time.sleep(0.02)  # so that the reader has the time to see that the slide is torn
+            return [SlideError(slide.path, "torn.")]
+        return None
 
-    def breaks_on_b(slide, x, y, *, size_px, mpp):
-        reads.append(slide.path)
-        n_reads = reads.count(slide.path)
-        if slide.path.endswith("b.tif") and n_reads == 3:
-            raise SlideError(slide.path, "torn.")
-        if slide.path.endswith("b.tif") and n_reads > 3:
-            time.sleep(0.05)  # so that the reader has the time to see that the slide is torn
-        return read_tile(slide, x, y, size_px=size_px, mpp=mpp)
-
-    monkeypatch.setattr("anlage.embedding.read_ahead.read_tile", breaks_on_b)
+    reading = Reading(breaks_on_b)
+    monkeypatch.setattr("anlage.embedding.read_ahead.start_tiles", reading)
+    monkeypatch.setattr("anlage.embedding.read_ahead.BLOCK_PX", 32)  # a block is a tile
     jobs = list(make_jobs(catalogue))
     tiles, _ = gather(catalogue, jobs, batch_size=4)
     reasons = {job.row.slide_id: job.reason for job in jobs}
@@ -71,34 +89,56 @@ def test_a_tile_that_fails_costs_its_slide_alone(catalogue, monkeypatch):
     for job in jobs:
         if not job.reason and len(job.corners):
             assert len(tiles[job.row.slide_id]) == len(job.corners)
-    assert len([p for p in reads if p.endswith("b.tif")]) < len(jobs[1].corners)
+    assert len([path for path, *_ in reading.read if path.endswith("b.tif")]) < len(jobs[1].corners)
+
+
+def test_a_slide_that_cannot_be_opened_is_refused_alone(catalogue, monkeypatch):
+    def opens(self, slide_id):
+        if slide_id == "b":
+            raise FileNotFoundError(2, "gone", "b.tif")
+        return original(self, slide_id)
+
+    original = type(catalogue).open_slide
+    monkeypatch.setattr(type(catalogue), "open_slide", opens)
+    jobs = list(make_jobs(catalogue))
+    gather(catalogue, jobs, batch_size=4)
+    reasons = {job.row.slide_id: job.reason for job in jobs}
+    assert "gone" in reasons.pop("b")
+    assert set(reasons.values()) == {None}
+
+
+def test_neighbours_are_read_together_whatever_the_batch(catalogue, monkeypatch):
+    reading = Reading()
+    monkeypatch.setattr("anlage.embedding.read_ahead.start_tiles", reading)
+    monkeypatch.setattr("anlage.embedding.read_ahead.BLOCK_PX", 64)  # two by two tiles
+    jobs = list(make_jobs(catalogue))
+    gather(catalogue, jobs, batch_size=3)
+    assert {n for _, n, _ in reading.read} <= {1, 2, 3, 4}
+    assert max(n for _, n, _ in reading.read) == 4
+    assert sum(n for _, n, _ in reading.read) == sum(len(job.corners) for job in jobs)
 
 
 def test_reading_runs_ahead_but_not_away(catalogue, monkeypatch):
-    reads = []
-
-    def counted(*where, **how):
-        reads.append(threading.get_ident())
-        return read_tile(*where, **how)
-
-    monkeypatch.setattr("anlage.embedding.read_ahead.read_tile", counted)
+    reading = Reading()
+    monkeypatch.setattr("anlage.embedding.read_ahead.start_tiles", reading)
+    monkeypatch.setattr("anlage.embedding.read_ahead.BLOCK_PX", 32)
     with TileReadAhead(catalogue, SPEC, batch_size=5, threads=2) as reader:
         batches = reader.batches(make_jobs(catalogue))
         next(batches)
-        for _ in range(200):
-            if len(reads) == 15:
+        for _ in range(2000):
+            if len(reading.read) == 15:
                 break
             time.sleep(0.01)
         time.sleep(0.05)
-        assert len(reads) == 15  # three batches, one of them in use
-        assert threading.get_ident() not in reads
+        assert len(reading.read) == 15  # three batches, one of them in use
+        assert all(name.startswith("anlage-embed") for *_, name in reading.read)
         batches.close()
 
 
 def test_an_error_that_is_no_slides_fault_is_not_swallowed(catalogue, monkeypatch):
-    def breaks(*_, **__):
+    def breaks(slide, windows):
         raise ZeroDivisionError
 
-    monkeypatch.setattr("anlage.embedding.read_ahead.read_tile", breaks)
+    monkeypatch.setattr("anlage.embedding.read_ahead.start_tiles", Reading(breaks))
     with pytest.raises(ZeroDivisionError):
         gather(catalogue, make_jobs(catalogue), batch_size=4)

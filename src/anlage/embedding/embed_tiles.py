@@ -221,7 +221,7 @@ class _Run:
                 self._refuse(job, job.reason, progress)
                 continue
             job.features[piece.rows] = embedding[piece.slots]
-            job.n_embedded += piece.rows.stop - piece.rows.start
+            job.n_embedded += len(piece.rows)
             progress.advance(0, f"{job.row.slide_id} {job.n_embedded}/{len(job.corners)} tiles")
             if job.n_embedded == len(job.corners):
                 self._write(job, writer, progress)

@@ -1,6 +1,6 @@
-"""Tiles of one slide after the other, read by threads ahead of the encoder, in order.
+"""Tiles of one slide after the other, read by threads ahead of the encoder.
 
-Shape suffixes: B tiles of a batch, S tile edge.
+Shape suffixes: B tiles of a batch, N tiles of a block, S tile edge.
 """
 
 from __future__ import annotations
@@ -9,8 +9,9 @@ import time
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
-from itertools import groupby, islice
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import chain
 from types import TracebackType
 from typing import Self
 
@@ -20,28 +21,31 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from anlage.embedding.slide_plan import SlideJob
-from anlage.errors import AnlageError
+from anlage.errors import AnlageError, SlideError
+from anlage.geometry import level0_px
 from anlage.slides.catalogue import Catalogue
-from anlage.slides.colour import Colour, profile_digest, slide_converter
-from anlage.slides.levels import read_tile
-from anlage.tiles.handles import SlideHandles
+from anlage.slides.colour import Colour, profile_digest
+from anlage.slides.levels import TileWindow
+from anlage.slides.regions import PendingTiles, start_tiles
+from anlage.tiles.handles import SharedSlide, SlideHandles
 from anlage.tiles.spec import TileSpec
 
 PREFETCH_BATCHES = 3
+BLOCK_PX = 2048  # edge of a block of neighbouring tiles, pixels at their mpp
 
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """Neighbouring rows of a batch that belong to one slide.
+    """Rows of a batch that belong to one slide.
 
     Attributes:
         job: The slide.
-        rows: Their rows in the slide's bag.
+        rows: (N,) int64, their rows in the slide's bag.
         slots: Their rows in the batch.
     """
 
     job: SlideJob
-    rows: slice
+    rows: NDArray[np.int64]
     slots: slice
 
 
@@ -58,11 +62,27 @@ class ReadBatch:
     pieces: list[Piece]
 
 
-class TileReadAhead:
-    """Reads the tiles of jobs in order, a few batches ahead of their use; a context manager.
+@dataclass(slots=True, eq=False)
+class _GrowingBatch:
+    """A batch that is being read; ``n_given`` of its slots have been given to tiles."""
 
-    Batches run over the ends of slides, so that the encoder never waits for a slide to begin. A
-    tile that cannot be read gives its job a ``reason``; the rest of that slide is left out.
+    pixels_B3SS: Tensor
+    n_given: int = 0
+    pieces: list[Piece] = field(default_factory=list)
+    reads: list[Future[None]] = field(default_factory=list)
+
+    @property
+    def is_full(self) -> bool:
+        return self.n_given == len(self.pixels_B3SS)
+
+
+class TileReadAhead:
+    """Reads the tiles of jobs, a few batches ahead of their use; a context manager.
+
+    Neighbouring tiles of a slide are read together, so that the native tiles below them are
+    decoded once for the whole block. Batches run over the ends of blocks and slides, so that the
+    encoder never waits for a slide to begin. A tile that cannot be read gives its job a
+    ``reason``; the rest of that slide is left out.
 
     Attributes:
         wait_s: Seconds the consumer has waited for tiles.
@@ -80,26 +100,29 @@ class TileReadAhead:
         self._spec, self._batch_size, self._colour = spec, batch_size, colour
         self._handles = SlideHandles(catalogue.open_slide, max_open=2 * threads)
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="anlage-embed")
+        # Opens slides and asks for their bytes; where those are remote this is waiting, not work.
+        self._openers = ThreadPoolExecutor(threads, thread_name_prefix="anlage-embed-open")
         self.wait_s = 0.0
 
     def batches(self, jobs: Iterable[SlideJob]) -> Iterator[ReadBatch]:
         """All tiles of all jobs, ``batch_size`` at a time; only the last batch may be shorter."""
-        tiles = ((job, row) for job in jobs for row in range(len(job.corners)) if not job.reason)
-        pending: deque[tuple[ReadBatch, list[Future[None]]]] = deque()
+        blocks = chain.from_iterable(_blocks(job, self._spec) for job in jobs)
+        growing: deque[_GrowingBatch] = deque()
+        is_over = False
         while True:
-            while len(pending) < PREFETCH_BATCHES:
-                chosen = list(islice(tiles, self._batch_size))
-                if not chosen:
-                    break
-                pending.append(self._start(chosen))
-            if not pending:
+            while not is_over and sum(batch.is_full for batch in growing) < PREFETCH_BATCHES:
+                block = next(blocks, None)
+                is_over = block is None
+                if block is not None:
+                    self._start(*block, growing)
+            if not growing:
                 return
-            batch, reads = pending.popleft()
+            batch = growing.popleft()
             began = time.perf_counter()
-            for read in reads:
+            for read in batch.reads:
                 read.result()
             self.wait_s += time.perf_counter() - began
-            yield batch
+            yield ReadBatch(batch.pixels_B3SS[: batch.n_given], batch.pieces)
 
     def __enter__(self) -> Self:
         return self
@@ -110,39 +133,91 @@ class TileReadAhead:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._threads.shutdown(wait=True, cancel_futures=True)
+        for pool in (self._openers, self._threads):
+            pool.shutdown(wait=True, cancel_futures=True)
         self._handles.close()
 
-    def _start(self, chosen: list[tuple[SlideJob, int]]) -> tuple[ReadBatch, list[Future[None]]]:
-        size_px = self._spec.size_px
-        shape = (len(chosen), 3, size_px, size_px)
-        pixels_B3SS = torch.empty(shape, dtype=torch.uint8, pin_memory=torch.cuda.is_available())
-        slots = zip(chosen, pixels_B3SS.numpy(), strict=True)
-        reads = [self._threads.submit(self._read, job, row, into) for (job, row), into in slots]
-        return ReadBatch(pixels_B3SS, list(_pieces(chosen))), reads
-
-    def _read(self, job: SlideJob, row: int, into_3SS: NDArray[np.uint8]) -> None:
+    def _start(self, job: SlideJob, rows: NDArray[np.int64], growing: deque[_GrowingBatch]) -> None:
+        """Give the tiles of a block their slots, in as many batches as it takes, and read them."""
         if job.reason:
             return
-        x, y = job.corners[row].tolist()
+        targets: list[NDArray[np.uint8]] = []
+        touched: list[_GrowingBatch] = []
+        while len(targets) < len(rows):
+            if not growing or growing[-1].is_full:
+                growing.append(self._empty_batch())
+            batch = growing[-1]
+            first = batch.n_given
+            taken = rows[len(targets) : len(targets) + self._batch_size - first]
+            slots = slice(first, first + len(taken))
+            batch.pieces.append(Piece(job, taken, slots))
+            batch.n_given = slots.stop
+            targets += list(batch.pixels_B3SS[slots].numpy())
+            touched.append(batch)
+        opening = self._openers.submit(self._open, job, rows)
+        read = self._threads.submit(self._read, job, opening, targets)
+        for batch in touched:
+            batch.reads.append(read)
+
+    def _empty_batch(self) -> _GrowingBatch:
+        shape = (self._batch_size, 3, self._spec.size_px, self._spec.size_px)
+        pin_memory = torch.cuda.is_available()
+        return _GrowingBatch(torch.empty(shape, dtype=torch.uint8, pin_memory=pin_memory))
+
+    def _open(
+        self, job: SlideJob, rows: NDArray[np.int64]
+    ) -> tuple[SharedSlide, PendingTiles] | None:
+        """Open the slide of a block and ask for its bytes; None if the slide is refused."""
+        if job.reason:
+            return None
+        window = partial(TileWindow, size_px=self._spec.size_px, mpp=self._spec.mpp)
+        windows = [window(x, y) for x, y in job.corners[rows].tolist()]
+        shared: SharedSlide | None = None
         try:
-            with self._handles.borrow(job.row.slide_id) as slide:
-                convert = slide_converter(slide, self._colour)
-                if self._colour == "srgb" and not job.icc_profile:
-                    job.icc_profile = profile_digest(slide.icc_profile)
-                tile_SS3 = read_tile(slide, x, y, size_px=self._spec.size_px, mpp=self._spec.mpp)
+            shared = self._handles.take(job.row.slide_id)
+            if self._colour == "srgb" and not job.icc_profile:
+                job.icc_profile = profile_digest(shared.slide.icc_profile)
+            return shared, start_tiles(shared.slide, windows, colour=self._colour)
         except (AnlageError, OSError) as error:
-            job.reason = error.message if isinstance(error, AnlageError) else str(error)
+            job.reason = _reason(error)
+            if shared is not None:
+                self._handles.give_back(shared, is_damaged=True)
+            return None
+
+    def _read(
+        self,
+        job: SlideJob,
+        opening: Future[tuple[SharedSlide, PendingTiles] | None],
+        targets: list[NDArray[np.uint8]],
+    ) -> None:
+        opened = opening.result()
+        if opened is None:
             return
-        into_3SS[:] = (convert(tile_SS3) if convert else tile_SS3).transpose(2, 0, 1)
+        shared, pending = opened
+        try:
+            tiles = [] if job.reason else pending.read()
+        except (AnlageError, OSError) as error:
+            tiles, job.reason = [], _reason(error)
+        finally:
+            self._handles.give_back(shared, is_damaged=job.reason is not None)
+        for tile_SS3, into_3SS in zip(tiles, targets if tiles else [], strict=True):
+            if isinstance(tile_SS3, SlideError):
+                job.reason = job.reason or tile_SS3.message
+            else:
+                into_3SS[:] = tile_SS3.transpose(2, 0, 1)
 
 
-def _pieces(chosen: list[tuple[SlideJob, int]]) -> Iterator[Piece]:
-    first_slot = 0
-    for _, group in groupby(chosen, key=lambda tile: id(tile[0])):
-        tiles = list(group)
-        job, first_row = tiles[0]
-        n_tiles = len(tiles)
-        rows = slice(first_row, first_row + n_tiles)
-        yield Piece(job, rows, slice(first_slot, first_slot + n_tiles))
-        first_slot += n_tiles
+def _reason(error: AnlageError | OSError) -> str:
+    return error.message if isinstance(error, AnlageError) else str(error)
+
+
+def _blocks(job: SlideJob, spec: TileSpec) -> Iterator[tuple[SlideJob, NDArray[np.int64]]]:
+    """A slide's tiles in squares of neighbours: the rows of each, in the order of the bag."""
+    if len(job.corners) == 0:
+        return
+    edge = level0_px(max(BLOCK_PX, spec.size_px), mpp=spec.mpp, slide_mpp=job.row.mpp)
+    column, row = np.floor((job.corners + 0.5) / edge).astype(np.int64).T
+    block = row * (column.max() + 1) + column
+    order = np.argsort(block, kind="stable")
+    for rows in np.split(order, np.flatnonzero(np.diff(block[order])) + 1):
+        yield job, rows
