@@ -49,7 +49,7 @@ def on_the_whole(picture: np.ndarray, *, shape: tuple[int, int], ratio: Fraction
     block_px=st.integers(1, 40),
     ratio=st.fractions(1, 9, max_denominator=4),
 )
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=25)
 def test_blocks_meet_without_a_seam(size: tuple[int, int], block_px: int, ratio: Fraction) -> None:
     picture = tissue_like(*size)
     slide = ArraySlide([picture], mpp=0.5)

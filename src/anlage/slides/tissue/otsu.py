@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from math import ceil
+
 import cv2
 import numpy as np
 from numpy.typing import NDArray
+
+from anlage.slides.tissue.histogram import histogram, median, ranked
 
 MEDIAN_PX = 5
 CLOSE_PX = 5
@@ -39,7 +43,7 @@ def find_tissue(pixels: Plane, *, mpp: float) -> NDArray[np.bool_]:
     if pixels.ndim != 3 or pixels.shape[2] != 3 or pixels.dtype != np.uint8:
         msg = f"find_tissue needs (H, W, 3) uint8; got {pixels.dtype} of shape {pixels.shape}."
         raise ValueError(msg)
-    is_dark = np.median(pixels.max(axis=2)) < DARK_BACKGROUND
+    is_dark = median(histogram(_brightness(pixels), 256)) < DARK_BACKGROUND
     contrast = _brightness(pixels) if is_dark else _contrast_to_glass(pixels)
     signal = cv2.medianBlur(contrast, MEDIAN_PX)
     ceiling = 255 if is_dark else THRESHOLD_CEILING
@@ -69,8 +73,10 @@ def _contrast_to_glass(pixels: Plane) -> Plane:
 
 def _glass_colour(pixels: Plane, brightness: Plane) -> NDArray[np.float64]:
     """Median colour of the brightest fiftieth where it is pale; white where it is not."""
-    brightest = pixels[brightness >= np.quantile(brightness, 1 - GLASS_SHARE)].astype(np.float64)
-    glass = np.median(brightest, axis=0)
+    counts = histogram(brightness, 256)
+    faintest = ranked(counts, ceil((brightness.size - 1) * (1 - GLASS_SHARE)))
+    is_brightest = brightness >= faintest
+    glass = np.array([median(histogram(pixels[..., c][is_brightest], 256)) for c in range(3)])
     saturation = 255 * (1 - glass.min() / max(glass.max(), 1))
     return glass if saturation <= GLASS_MAX_SATURATION else np.full(3, 255.0)
 

@@ -6,6 +6,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from anlage.slides.tissue.histogram import histogram, otsu_threshold
+
 HSV_LOW, HSV_HIGH = (90, 8, 103), (180, 255, 255)  # OpenCV's hue is half a degree, 0 to 179
 HSV_MPP = 8.0
 N_SUMS = 3 * 255 + 1
@@ -56,26 +58,4 @@ def tissue_by_luminance(pixels: Pixels, mpp: float) -> Mask:
     """
     del mpp
     total = pixels.sum(axis=2, dtype=np.uint16)
-    return np.asarray(total <= otsu_threshold(np.bincount(total.ravel(), minlength=N_SUMS)))
-
-
-def otsu_threshold(histogram: NDArray[np.int64]) -> int:
-    """The last bin of the lower class, by the largest variance between the two classes.
-
-    Args:
-        histogram: (N,) counts of the values 0 to N - 1.
-
-    Returns:
-        The threshold t: the classes are ``<= t`` and ``> t``. -1 if all values are the same, so
-        that nothing is in the lower class.
-
-    Source: Otsu 1979, A threshold selection method from gray-level histograms.
-    """
-    count = np.cumsum(histogram, dtype=np.float64)
-    moment = np.cumsum(histogram * np.arange(len(histogram), dtype=np.float64))
-    inside = (histogram > 0) & (count < count[-1])  # both classes hold something
-    if not inside.any():
-        return -1
-    below, above = count[inside], count[-1] - count[inside]
-    means = moment[inside] / below - (moment[-1] - moment[inside]) / above
-    return int(np.flatnonzero(inside)[np.argmax(below * above * means**2)])
+    return np.asarray(total <= otsu_threshold(histogram(total, N_SUMS)))
