@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
-from anlage.tiles.places import find_places
+from anlage.tiles.places import CornerRange, Places, find_places
 from reference.tile_tissue import tissue_of_tile
 
 
@@ -105,3 +106,72 @@ def test_a_mask_that_does_not_fit_is_refused(
             edge=edge,
             min_tissue=0.5,
         )
+
+
+MASKS = st.tuples(st.integers(0, 10**6), st.integers(20, 60), st.integers(20, 60))
+
+
+def places_of(
+    seed: int, width: int, height: int, **changed: float
+) -> tuple[Places, NDArray[np.bool_]]:
+    generator = np.random.default_rng(seed)
+    shape = (ceil(height / 3.2), ceil(width / 3.2))
+    mask = (generator.random((shape[0], 1)) < 0.8) & (generator.random(shape) < 0.9)
+    settings = {"per_mask_px": 3.2, "edge": 9.7, "min_tissue": 0.6} | changed
+    return find_places(mask, slide_size=(width, height), **settings), mask
+
+
+def corner_ranges(places: Places, within: CornerRange) -> set[tuple[int, int, int, int]]:
+    """Corners that each place within a rectangle allows, by looking at every place."""
+    ranges = set()
+    for start, length in zip(places.run_starts, np.diff(places.run_ends, prepend=0), strict=True):
+        for place in range(start, start + length):
+            row, column = divmod(place, len(places.x_low))
+            x = max(places.x_low[column], within.x_first), min(places.x_high[column], within.x_last)
+            y = max(places.y_low[row], within.y_first), min(places.y_high[row], within.y_last)
+            if x[0] <= x[1] and y[0] <= y[1]:
+                ranges.add((*map(int, x), *map(int, y)))
+    return ranges
+
+
+@settings(max_examples=60, deadline=None)
+@given(mask=MASKS, box=st.tuples(*[st.integers(-5, 60)] * 4))
+def test_places_within_a_rectangle_are_those_one_finds_by_looking(
+    mask: tuple[int, int, int], box: tuple[int, int, int, int]
+) -> None:
+    places, _ = places_of(*mask)
+    within = CornerRange(min(box[:2]), max(box[:2]), min(box[2:]), max(box[2:]))
+    expected = corner_ranges(places, within)
+    if not expected:
+        with pytest.raises(IndexError):
+            places.corners_within(within, np.zeros((1, 3)))
+        return
+    n = len(expected)
+    u_place = (np.arange(n) + 0.5) / n  # each place once
+    low = places.corners_within(within, np.stack((u_place, 0 * u_place, 0 * u_place), 1))
+    high = places.corners_within(within, np.stack((u_place, 0 * u_place + 0.9999, u_place), 1))
+    assert {(x, y) for x, y in low.tolist()} == {(r[0], r[2]) for r in expected}
+    assert set(high[:, 0].tolist()) == {r[1] for r in expected}
+    assert all((r[2] <= high[:, 1]).any() for r in expected)
+
+
+@settings(max_examples=60, deadline=None)
+@given(mask=MASKS, margin=st.sampled_from([0.0, 1.0, 4.85, 13.3]), seed=st.integers(0, 99))
+def test_tiles_keep_their_margin(mask: tuple[int, int, int], margin: float, seed: int) -> None:
+    places, tissue_mask = places_of(*mask, margin=margin)
+    whole, _ = places_of(*mask)
+    assert places.n_places <= whole.n_places
+    for numbers in np.random.default_rng(seed).random((20, 3)) if places.n_places else ():
+        x, y = places.corner(*numbers)
+        assert min(x, y) >= margin
+        assert x + 9.7 + margin <= mask[1] + 1e-6
+        assert y + 9.7 + margin <= mask[2] + 1e-6
+        edge, per_mask_px = Fraction("9.7"), Fraction("3.2")
+        tissue = tissue_of_tile(tissue_mask, x, y, edge=edge, per_mask_px=per_mask_px)
+        assert tissue >= Fraction("0.6")
+
+
+def test_places_take_the_memory_they_say() -> None:
+    places, _ = places_of(0, 60, 60)
+    n_runs, (n_rows, n_columns) = len(places.run_starts), (len(places.y_low), len(places.x_low))
+    assert places.n_bytes == 8 * (2 * n_runs + 2 * n_rows + 2 * n_columns) > 0

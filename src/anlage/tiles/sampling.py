@@ -22,7 +22,7 @@ from anlage.tiles.magnification import ContinuousMpp, DiscreteMpp, Magnification
 from anlage.tiles.place_cache import PlaceCache, SlidePlaces
 from anlage.tiles.slide_choice import SlideChoice
 from anlage.tiles.weights import Base, balanced, base_weights
-from anlage.tiles.windows import Windows, batch_indices  # noqa: F401 - stream.py takes it here
+from anlage.tiles.windows import Windows
 
 LOGGER = logging.getLogger(__name__)
 
