@@ -16,6 +16,7 @@ from anlage.slides.rectangle import Outcome, Rectangle
 from anlage.slides.tiled_picture import TiledPicture
 
 Window = tuple[slice, slice]
+TILES_AT_ONCE = 256  # whose bytes are held together
 MAX_KEPT_BYTES = 2**22  # a larger tile is decoded into memory of its own
 
 
@@ -172,8 +173,10 @@ def read_part(
     ]
     path, room = file.path, _ROOM.of(width * height * 3)
     region = np.empty((place.height, place.width, 3), np.uint8)
-    encoded = file.read_many([picture.place(tile) for tile, _, _ in steps])
-    for (tile, target, source), data in zip(steps, encoded, strict=True):
-        pixels = picture.decode(tile, data, path=path, reduce=reduce, buffer=room)
-        region[target] = pixels[source]
+    for start in range(0, len(steps), TILES_AT_ONCE):
+        some = steps[start : start + TILES_AT_ONCE]
+        encoded = file.read_many([picture.place(tile) for tile, _, _ in some])
+        for (tile, target, source), data in zip(some, encoded, strict=True):
+            pixels = picture.decode(tile, data, path=path, reduce=reduce, buffer=room)
+            region[target] = pixels[source]
     return region
