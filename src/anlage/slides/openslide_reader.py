@@ -1,8 +1,9 @@
-"""Slides through OpenSlide: NDPI, MRXS, DICOM, SCN and what else our own reader leaves to it."""
+"""Slides through OpenSlide: NDPI, MRXS, SCN and what else our own readers leave to it."""
 
 from __future__ import annotations
 
 import ctypes
+import os
 import threading
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
@@ -19,7 +20,32 @@ from anlage.slides.rectangle import WHITE
 from anlage.slides.resolution import Stated, find_resolution
 
 CACHE_BYTES = 64 * 2**20
-_CACHE = openslide.OpenSlideCache(CACHE_BYTES)  # one for all slides; the default is one for each
+
+
+class _Shared:
+    """The one cache of all slides, where OpenSlide's default is one for each; anew after a fork.
+
+    A fork may fall into the moment in which another thread holds the lock of the cache or of a
+    handle: a forked child that used them would wait for ever. So it opens its own, and keeps
+    the parent's untouched, since to free them would take those locks as well.
+    """
+
+    def __init__(self) -> None:
+        self.cache = openslide.OpenSlideCache(CACHE_BYTES)
+        self.n_forks = 0
+        self.lock = threading.Lock()
+        self.of_parents: list[object] = []
+
+    def renew(self) -> None:
+        """In a forked child."""
+        self.of_parents.append(self.cache)
+        self.cache = openslide.OpenSlideCache(CACHE_BYTES)
+        self.lock = threading.Lock()
+        self.n_forks += 1
+
+
+_SHARED = _Shared()
+os.register_at_fork(after_in_child=_SHARED.renew)
 
 
 class OpenSlideReader(SlideReader):
@@ -63,6 +89,7 @@ class OpenSlideReader(SlideReader):
         self._icc_profile = _icc_profile(slide)
         self._slide: Any = slide
         self._swap = threading.Lock()
+        self._n_forks = _SHARED.n_forks
 
     @property
     def associated(self) -> tuple[str, ...]:
@@ -108,6 +135,8 @@ class OpenSlideReader(SlideReader):
         )
 
     def _retried(self, read: Callable[[Any], NDArray[np.uint8]], what: str) -> NDArray[np.uint8]:
+        if self._n_forks != _SHARED.n_forks:
+            self._open_after_fork()
         used = self._slide
         if used is None:
             self._refuse_if_closed()
@@ -122,6 +151,17 @@ class OpenSlideReader(SlideReader):
         self._replace(used, fresh)
         return pixels
 
+    def _open_after_fork(self) -> None:
+        """In a forked child, take a handle of its own."""
+        with _SHARED.lock:
+            if self._n_forks == _SHARED.n_forks:  # another thread was first
+                return
+            _SHARED.of_parents.append(self._slide)
+            self._swap = threading.Lock()
+            if self._slide is not None:
+                self._slide = _open(self.path)
+            self._n_forks = _SHARED.n_forks
+
     def _replace(self, used: object, fresh: object) -> None:
         with self._swap:
             if self._slide is used:
@@ -135,7 +175,7 @@ def _open(path: str) -> Any:  # noqa: ANN401 - openslide has no types here
         raise UnknownFormatError(path, "not a format it knows.") from error
     except openslide.OpenSlideError as error:
         raise UnknownFormatError(path, f"{error}.") from error
-    slide.set_cache(_CACHE)
+    slide.set_cache(_SHARED.cache)
     return slide
 
 
