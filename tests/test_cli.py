@@ -21,7 +21,16 @@ from micro_recipe import MICRO
 HEAVY = {"torch", "numpy", "pyarrow", "sklearn", "cv2", "openslide", "h5py", "jinja2", "PIL"}
 COMMANDS = [
     *((), ("demo",), ("index",), ("pretrain",), ("pretrain", "tile"), ("embed",)),
-    *(("embed", "tiles"), ("evaluate",), ("report",)),
+    *(
+        ("embed", "tiles"),
+        ("evaluate",),
+        ("report",),
+        ("doctor",),
+        ("bench",),
+        ("bench", "io"),
+        ("masks",),
+    ),
+    *(("masks", "show"), ("masks", "export")),
 ]
 
 
@@ -98,6 +107,20 @@ def test_a_missing_catalogue_is_one_line_and_one(tmp_path: Path) -> None:
     assert "CatalogueError" in run.stderr
 
 
+def test_doctor_ends_with_one_if_a_slide_cannot_be_read(tmp_path: Path) -> None:
+    real = samples.slides_folder() / "hodgkin__HE.tiff"
+    run = anlage("doctor", real, "--json")
+    assert run.returncode == 0, run.stdout + run.stderr
+    told = json.loads(run.stdout)
+    assert told["findings"][-1]["name"] == real.name
+    (tmp_path / "empty.svs").touch()
+    run = anlage("doctor", real, tmp_path / "empty.svs")
+    assert run.returncode == 1
+    assert "! empty.svs" in run.stdout
+    assert "1 µm per pixel" in run.stdout
+    assert "Traceback" not in run.stderr
+
+
 def test_few_labelled_tiles_are_evaluated_with_fewer_neighbours(tmp_path: Path) -> None:
     encoder = make_encoder()
     save_encoder(tmp_path / "encoder", encoder.model, encoder.config)
@@ -156,6 +179,10 @@ def test_help_is_one_screen(command: tuple[str, ...]) -> None:
         ("evaluate", "--encoder", "e", "--data", "d", "-o", "o", "--seed", "4294967296"),
         ("evaluate", "--encoder", "e", "--data", "d", "-o", "o", "--neighbours", "0"),
         ("index", "slides", "-o", "slides.parquet", "--mask-mpp", "0"),
+        ("bench", "io", "slides", "--mpp", "0"),
+        ("bench", "io", "slides", "--rate", "0"),
+        ("bench", "io", "slides", "--decode", "half"),
+        ("embed", "tiles", "--encoder", "e", "--slides", "s", "-o", "o", "--colour", "lab"),
     ],
     ids=" ".join,
 )
