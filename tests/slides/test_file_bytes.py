@@ -37,3 +37,20 @@ def test_the_descriptor_goes_with_the_last_reference(tmp_path: Path) -> None:
     del file
     with pytest.raises(OSError, match="Bad file descriptor"):
         os.fstat(descriptor)
+
+
+def test_reads_many_places(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(bytes(range(100)))
+    file = FileBytes(str(tmp_path / "a"))
+    assert file.read_many([(90, 2), (3, 1), (0, 0), (3, 2)]) == [b"Z[", b"\3", b"", b"\3\4"]
+    assert file.start([(0, 1)]) is None
+    with file.as_file() as opened:
+        assert opened.read() == bytes(range(100))
+
+
+def test_the_version_changes_with_the_file(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"abc")
+    first = FileBytes(str(tmp_path / "a")).version
+    assert FileBytes(str(tmp_path / "a")).version == first
+    os.utime(tmp_path / "a", ns=(1, 1))
+    assert FileBytes(str(tmp_path / "a")).version != first

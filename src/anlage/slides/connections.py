@@ -41,26 +41,29 @@ class _Gathering(Generic[T, R]):
         self._finish = finish
         self._results: dict[int, T] = {}
         self._n_jobs = n_jobs
+        self._is_over = False
         self._lock = threading.Lock()
 
     def run(self, i: int, job: Callable[[], T]) -> None:
-        if self.future.done():
+        if self._is_over or self.future.cancelled():
             return
         try:
             result = job()
+            with self._lock:
+                self._results[i] = result
+                is_last = len(self._results) == self._n_jobs
+            if is_last:
+                found = self._finish([self._results[k] for k in range(self._n_jobs)])
+                self._end(lambda: self.future.set_result(found))
         except BaseException as error:  # noqa: BLE001 - whoever waits for the future is told
-            self._fail(error)
-            return
-        with self._lock:
-            self._results[i] = result
-            is_last = len(self._results) == self._n_jobs
-        if is_last and self.future.set_running_or_notify_cancel():
-            self.future.set_result(self._finish([self._results[k] for k in range(self._n_jobs)]))
+            reason = error
+            self._end(lambda: self.future.set_exception(reason))
 
-    def _fail(self, error: BaseException) -> None:
+    def _end(self, tell: Callable[[], None]) -> None:
         with self._lock:
-            if not self.future.done():
-                self.future.set_exception(error)
+            is_first, self._is_over = not self._is_over, True
+        if is_first and self.future.set_running_or_notify_cancel():
+            tell()
 
 
 class _Threads:

@@ -20,10 +20,10 @@ def absolute(location: str | Path) -> str:
 
 
 def file_name(location: str) -> str:
-    """The last component, without a URL's query and percent signs: "a b.svs"."""
-    if is_remote(location):
-        return PurePosixPath(unquote(urlsplit(location).path)).name
-    return Path(location).name
+    """The last component: "a b.svs"; of a web address decoded, and without its query."""
+    if location.lower().startswith(("https://", "http://")):
+        location = unquote(urlsplit(location).path)
+    return PurePosixPath(location).name
 
 
 def suffix_of(location: str) -> str:
