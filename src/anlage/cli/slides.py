@@ -66,5 +66,5 @@ def index(
     for name in result.slides_without_labels:
         print(f"slide without a label: {name}")
     written = f"{result.n_accepted} slides in {output}" if result.catalogue else "nothing written"
-    print(f"{written}, {result.n_read} read now, {len(result.refused)} refused")
+    print(f"{written}, {len(result.refused)} refused; {result.n_read} read now")
     exit_by(result.refused)

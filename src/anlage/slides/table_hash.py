@@ -70,7 +70,8 @@ class _ColumnHash:
         elif pa.types.is_null(kind):
             return
         elif _is_text(kind) or _is_bytes(kind):
-            whole = array.drop_null().cast(pa.large_binary())
+            wide = pa.large_string() if _is_text(kind) else pa.large_binary()
+            whole = array.cast(wide).drop_null().cast(pa.large_binary())
             self._feed(f"{place}length", pc.binary_length(whole))
             self._update(f"{place}value", _bytes_of(whole))
         elif pa.types.is_boolean(kind):
