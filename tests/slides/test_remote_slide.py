@@ -229,3 +229,19 @@ def test_a_deep_zoom_folder_is_read_where_it_is(server: FaultyServer) -> None:
         assert slide.version
     with pytest.raises(SlideChangedError, match="has changed"):
         open_slide(server.url("z.dzi"), version="another", size=7)
+
+
+@pytest.mark.parametrize(
+    "location",
+    ["s3://", "http://", "https://[::1/a.svs", "http://127.0.0.1:99999/a.svs", "az://a/a.svs"],
+)
+def test_an_address_that_means_nothing(location: str) -> None:
+    with pytest.raises(SlideError, match="is no address that can be read: .* Check it"):
+        open_slide(location)
+
+
+@pytest.mark.parametrize("text", ["soon", "0", "-3", "inf"])
+def test_an_absurd_time_limit(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    monkeypatch.setenv("ANLAGE_REMOTE_SECONDS", text)
+    with pytest.raises(ValueError, match=f"a number of seconds above 0; got '{text}'"):
+        open_slide("http://127.0.0.1:9/a.svs")

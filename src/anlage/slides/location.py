@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path, PurePosixPath
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 REMOTE_SCHEMES = ("s3://", "gs://", "az://", "https://", "http://")
 
@@ -22,7 +22,8 @@ def absolute(location: str | Path) -> str:
 def file_name(location: str) -> str:
     """The last component: "a b.svs"; of a web address decoded, and without its query."""
     if location.lower().startswith(("https://", "http://")):
-        location = unquote(urlsplit(location).path)
+        path = location.partition("://")[2].partition("/")[2]
+        location = unquote(path.partition("?")[0].partition("#")[0])
     return PurePosixPath(location).name
 
 

@@ -14,6 +14,7 @@ from urllib.parse import unquote, urlsplit
 
 import obstore
 from obstore.exceptions import (
+    BaseError,
     GenericError,
     NotSupportedError,
     PermissionDeniedError,
@@ -74,7 +75,7 @@ def request_range(location: str, offset: int, count: int) -> Answer:
         SlideError: At once if trying again cannot help (no such object, no permission, a server
             without ranges); else when the time limit is over. It says what to do.
     """
-    return call_obstore(_until_answered, location, _get, offset, count)
+    return _answered(location, _get, offset, count)
 
 
 def list_objects(prefix: str) -> list[ObjectMeta]:
@@ -83,17 +84,22 @@ def list_objects(prefix: str) -> list[ObjectMeta]:
     Raises:
         SlideError: As ``request_range``.
     """
-    return call_obstore(_until_answered, prefix, _list)
+    return _answered(prefix, _list)
 
 
-def _get(location: str, offset: int, count: int) -> Answer:
-    store, key = _find_store(location)
+def _answered(location: str, ask: Callable[..., T], *args: int) -> T:
+    try:
+        return call_obstore(_until_answered, location, ask, *args)
+    except OSError as error:  # only of the process that reads for a forked one
+        raise SlideError(location, f"cannot be read: {error}.") from error
+
+
+def _get(store: ObjectStore, key: str, offset: int, count: int) -> Answer:
     result = obstore.get(store, key, options={"range": (offset, offset + count)})
     return Answer(result.buffer().to_bytes(), version_of(result.meta), result.meta["size"])
 
 
-def _list(prefix: str) -> list[ObjectMeta]:
-    store, key = _find_store(prefix)
+def _list(store: ObjectStore, key: str) -> list[ObjectMeta]:
     return [meta for chunk in obstore.list(store, key, chunk_size=1000) for meta in chunk]
 
 
@@ -107,13 +113,14 @@ def _until_answered(location: str, ask: Callable[..., T], *args: int) -> T:
         SlideError: See ``request_range``.
     """
     limit_s = time_limit_s()
+    store, key = _find_store(location, limit_s)
     begun = time.monotonic()
     wait_s, n_tries = FIRST_WAIT_S, 0
     while True:
         n_tries += 1
         try:
-            return ask(location, *args)
-        except (OSError, obstore.exceptions.BaseError) as error:
+            return ask(store, key, *args)
+        except (OSError, ValueError, BaseError) as error:
             _refuse_hopeless(location, error)
             passed_s = time.monotonic() - begun
             pause_s = wait_s * random.uniform(0.5, 1)  # noqa: S311 - so that clients spread out
@@ -140,7 +147,7 @@ def time_limit_s() -> float:
     return limit_s
 
 
-def _find_store(location: str) -> tuple[ObjectStore, str]:
+def _find_store(location: str, limit_s: float) -> tuple[ObjectStore, str]:
     """The store of a location's bucket or host, shared by all who ask, and the key in it.
 
     The key of a bucket is taken literally; the path of a web address is percent-decoded, and its
@@ -148,14 +155,20 @@ def _find_store(location: str) -> tuple[ObjectStore, str]:
     """
     scheme, _, rest = location.partition("://")
     scheme = scheme.lower()
-    if scheme in {"http", "https"}:
-        parts = urlsplit(location)
-        query = f"?{parts.query}" if parts.query else ""
-        address = f"{scheme}://{parts.netloc}{query}"
-        return _store(address, time_limit_s(), ()), unquote(parts.path)[1:]
-    bucket, _, key = rest.partition("/")
-    environment = tuple(os.environ.get(name) for name in WHO_AND_WHERE)
-    return _store(f"{scheme}://{bucket}", time_limit_s(), environment), key
+    try:
+        if scheme in {"http", "https"}:
+            parts = urlsplit(location)
+            query = f"?{parts.query}" if parts.query else ""
+            address = f"{scheme}://{parts.netloc}{query}"
+            return _store(address, limit_s, ()), unquote(parts.path)[1:]
+        bucket, _, key = rest.partition("/")
+        environment = tuple(os.environ.get(name) for name in WHO_AND_WHERE)
+        return _store(f"{scheme}://{bucket}", limit_s, environment), key
+    except (ValueError, BaseError) as error:
+        names = CREDENTIALS.get(scheme)
+        remedy = f" Check it, and {names}." if names else " Check it."
+        reason = f"is no address that can be read: {_reason(error)}."
+        raise SlideError(location, reason + remedy) from error
 
 
 @lru_cache(maxsize=64)
