@@ -19,7 +19,7 @@ from anlage.errors import SlideError
 from anlage.slides.byte_source import SlideChangedError
 from anlage.slides.reader import SlideReader, open_slide
 
-NEVER_S = 120  # only a hang takes as long
+NEVER_S = 90  # only a hang takes as long
 
 
 @pytest.fixture
