@@ -9,10 +9,16 @@ import logging
 import os
 import sys
 
-from anlage.cli import demo, machine, slides, training  # each adds its commands to the application
+from anlage.cli import (  # each adds its commands to the application
+    demo,
+    machine,
+    masks,
+    slides,
+    training,
+)
 from anlage.cli.application import FILE_ONLY, Exit, app
 
-__all__ = ["app", "demo", "machine", "main", "slides", "training"]
+__all__ = ["app", "demo", "machine", "main", "masks", "slides", "training"]
 
 
 def main() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tarfile
 import threading
+import weakref
 from collections import OrderedDict
 from pathlib import Path
 from typing import BinaryIO
@@ -37,6 +38,7 @@ class MaskStore:
         self.path = path
         self._lock = threading.Lock()
         self._files: OrderedDict[str, BinaryIO] = OrderedDict()
+        weakref.finalize(self, _close_all, self._files)
         self._masks: OrderedDict[tuple[str, int], TissueMask] = OrderedDict()
 
     def mask(
@@ -117,3 +119,8 @@ class MaskStore:
         while len(self._files) > N_OPEN_PACKS:
             self._files.popitem(last=False)[1].close()
         return file
+
+
+def _close_all(files: dict[str, BinaryIO]) -> None:
+    for file in files.values():
+        file.close()
