@@ -23,6 +23,7 @@ WIDE_TO_XYZ = np.array(
     ]
 )
 D50 = (0.9642, 1.0, 0.8249)
+PAPER = (0.87, 0.90, 0.70)  # only absolute colorimetry would look at it
 
 
 def matrix_profile(
@@ -36,7 +37,7 @@ def matrix_profile(
     tags = {
         b"desc": described + bytes(-len(described) % 4),
         b"cprt": text,
-        b"wtpt": _xyz(D50),
+        b"wtpt": _xyz(PAPER),
         b"rXYZ": _xyz(primaries[:, 0]),
         b"gXYZ": _xyz(primaries[:, 1]),
         b"bXYZ": _xyz(primaries[:, 2]),

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 from icc_profiles import WIDE_TO_XYZ, matrix_profile
-from synthetic_slides import pyramid, write_tiff
+from small_catalogue import make_catalogue
+from synthetic_slides import ArraySlide, pyramid, write_tiff
 
 from anlage import doctor
 from anlage.doctor import Finding, as_json, as_lines, examine, is_well
@@ -70,15 +71,17 @@ def test_a_plug_in_that_cannot_be_imported_is_broken(monkeypatch: pytest.MonkeyP
         def load(self) -> object:
             if self.error:
                 raise self.error
-            return object
+            return {"good": ArraySlide}.get(self.name, object)
 
-    points = [Point("good", None), Point("bad", RuntimeError("no licence"))]
+    points = [Point("good", None), Point("bad", RuntimeError("no licence")), Point("odd", None)]
     monkeypatch.setattr(doctor, "entry_points", lambda group: points if "readers" in group else [])
     findings = examine()
     plug_ins = found(findings, "plug-in")
     assert plug_ins["good"].state == "ok"
     assert plug_ins["bad"].state == "broken"
     assert "slide reader other.package:bad: RuntimeError: no licence" in plug_ins["bad"].told
+    assert plug_ins["odd"].state == "broken"
+    assert "is no subclass of SlideReader" in plug_ins["odd"].told
     assert not is_well(findings)
     assert any(line.startswith("! bad") for line in as_lines(findings))
 
@@ -108,6 +111,15 @@ def test_slides_are_opened_or_refused_with_the_reason(tmp_path: Path) -> None:
     assert "`mpp` column" in slides["unscaled.tif"].told
     assert "0 bytes" in slides["empty.svs"].told
     assert "does not exist" in slides["nowhere.svs"].told
+
+
+def test_the_slides_of_a_catalogue_are_opened_as_it_says(tmp_path: Path) -> None:
+    catalogue = make_catalogue(tmp_path, 2)
+    (tmp_path / "b.tif").unlink()
+    slides = found(examine([str(catalogue.path)]), "slide")
+    assert {name: slide.state for name, slide in slides.items()} == {"a": "ok", "b": "broken"}
+    none = found(examine([str(tmp_path / "no.parquet")]), "slide")
+    assert [slide.state for slide in none.values()] == ["broken"]
 
 
 def test_a_cache_that_cannot_be_written_is_broken(

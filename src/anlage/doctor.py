@@ -8,6 +8,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from importlib import metadata
 from importlib.metadata import entry_points
 from importlib.util import find_spec
@@ -26,11 +27,18 @@ QUICK_S = 0.5
 TILE_PX = 256
 FEW_FILES = 1024  # open files; a run holds hundreds of slides and its connections
 LITTLE_DISK_GIB = 5.0
-PLUG_INS = {"anlage.slide_readers": "slide reader", "anlage.tissue_methods": "tissue method"}
+READERS = "anlage.slide_readers"
+PLUG_INS = {READERS: "slide reader", "anlage.tissue_methods": "tissue method"}
 CREDENTIALS = {
-    "s3": ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_REGION", "AWS_ENDPOINT_URL"),
-    "gs": ("GOOGLE_APPLICATION_CREDENTIALS", "GOOGLE_SERVICE_ACCOUNT_KEY"),
-    "az": ("AZURE_STORAGE_ACCOUNT_NAME", "AZURE_STORAGE_ACCOUNT_KEY", "AZURE_STORAGE_SAS_TOKEN"),
+    "s3": (
+        *("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_REGION", "AWS_ENDPOINT_URL"),
+        "AWS_SKIP_SIGNATURE",
+    ),
+    "gs": ("GOOGLE_APPLICATION_CREDENTIALS", "GOOGLE_SKIP_SIGNATURE"),
+    "az": (
+        *("AZURE_STORAGE_ACCOUNT_NAME", "AZURE_STORAGE_ACCOUNT_KEY", "AZURE_STORAGE_SAS_TOKEN"),
+        "AZURE_SKIP_SIGNATURE",
+    ),
     "https": (),
 }
 
@@ -56,7 +64,7 @@ def examine(slides: Sequence[str] = ()) -> list[Finding]:
     """Look at everything that decides what this machine can read.
 
     Args:
-        slides: Files, folders, globs or URLs of slides to open as well.
+        slides: Slides to open as well: files, folders, globs, URLs, catalogues (``.parquet``).
 
     Returns:
         The findings by part, in the order in which they are told. Passwords and keys are not
@@ -165,12 +173,21 @@ def _plug_ins() -> Iterator[Finding]:
     for group, what in PLUG_INS.items():
         for point in sorted(entry_points(group=group), key=lambda point: point.name):
             try:
-                point.load()
+                _refuse_no_reader(point.load(), group)
             except Exception as error:  # noqa: BLE001 - another package's code may fail in any way
                 told = f"{what} {point.value}: {type(error).__name__}: {error}"
                 yield Finding("plug-in", point.name, "broken", told)
             else:
                 yield Finding("plug-in", point.name, "ok", f"{what} {point.value}")
+
+
+def _refuse_no_reader(loaded: object, group: str) -> None:
+    from anlage.slides.reader import SlideReader
+
+    is_reader = isinstance(loaded, type) and issubclass(loaded, SlideReader)
+    if group == READERS and not is_reader:
+        msg = "is no subclass of SlideReader"
+        raise TypeError(msg)
 
 
 def _remote() -> Iterator[Finding]:
@@ -264,23 +281,37 @@ def _rate(call: Callable[[int], None]) -> float:
 
 def _slides(paths: Sequence[str]) -> Iterator[Finding]:
     from anlage.slides.discovery import find_slides
-
-    if not paths:
-        return
-    found, refused = find_slides(paths)
-    for slide in refused:
-        yield Finding("slide", Path(slide.uri).name or slide.uri, "broken", slide.reason)
-    for each in found:
-        yield _opened(each.location)
-
-
-def _opened(location: str) -> Finding:
     from anlage.slides.location import file_name
     from anlage.slides.reader import open_slide
 
-    name = file_name(location)
+    for path in paths:
+        if Path(path).suffix == ".parquet":
+            yield from _of_catalogue(path)
+    others = [path for path in paths if Path(path).suffix != ".parquet"]
+    if not others:
+        return
+    found, refused = find_slides(others)
+    for slide in refused:
+        yield Finding("slide", file_name(slide.uri) or slide.uri, "broken", slide.reason)
+    for each in found:
+        yield _opened(file_name(each.location), partial(open_slide, each.location))
+
+
+def _of_catalogue(path: str) -> Iterator[Finding]:
+    from anlage.slides.catalogue import Catalogue
+
     try:
-        with open_slide(location) as slide:
+        catalogue = Catalogue.open(path)
+    except AnlageError as error:
+        yield Finding("slide", path, "broken", error.message)
+        return
+    for row in catalogue.iter_rows():
+        yield _opened(row.slide_id, partial(catalogue.open_slide, row.slide_id))
+
+
+def _opened(name: str, opener: Callable[[], SlideReader]) -> Finding:
+    try:
+        with opener() as slide:
             size, resolution = slide.size, slide.resolution
             edge = slide.native_tile(0)
             told = [

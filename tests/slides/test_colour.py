@@ -15,7 +15,9 @@ from synthetic_slides import pyramid, write_tiff
 
 from anlage.errors import SlideError
 from anlage.slides.colour import slide_converter, srgb_converter
+from anlage.slides.levels import TileWindow
 from anlage.slides.reader import open_slide
+from anlage.slides.regions import read_tiles
 
 WIDE = matrix_profile(WIDE_TO_XYZ, gamma=1.8)
 
@@ -108,6 +110,16 @@ def test_a_slide_is_converted_by_its_own_profile(tmp_path: Path) -> None:
         assert slide_converter(slide, "srgb") is convert
         with pytest.raises(ValueError, match="'stored' or 'srgb'; got 'sRGB'"):
             slide_converter(slide, "sRGB")  # type: ignore[arg-type]
+
+
+def test_tiles_are_converted_after_they_are_resampled(tmp_path: Path) -> None:
+    windows = [TileWindow(10, 20, 40, 1.3), TileWindow(250, 150, 40, 0.5)]
+    with open_slide(write_tiff(tmp_path / "a.tif", pyramid(300, 200), iccprofile=WIDE)) as slide:
+        convert = slide_converter(slide, "srgb")
+        assert convert is not None
+        stored = read_tiles(slide, windows)
+        for tile, plain in zip(read_tiles(slide, windows, colour="srgb"), stored, strict=True):
+            assert np.array_equal(tile, convert(plain))
 
 
 def test_a_slide_without_a_profile_is_named_once(

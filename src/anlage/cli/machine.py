@@ -18,7 +18,7 @@ app.add_typer(bench, name="bench")
 @app.command()
 def doctor(
     slides: Annotated[
-        list[str] | None, typer.Argument(help="Slides to open as well: files, folders, URLs.")
+        list[str] | None, typer.Argument(help="Slides to open: files, folders, URLs, catalogue.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:

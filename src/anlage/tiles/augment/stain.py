@@ -47,7 +47,7 @@ def jitter_stains(
         image_N3HW: (N, 3, H, W) RGB in [0, 1].
         factor_N3: (N, 3), >= 0, one for each stain.
         offset_N3: (N, 3), one for each stain; the glass is stained by it too.
-        basis_33: The stains' densities, a row each; see ``stain_basis``.
+        basis_33: The stains' densities, a row each, on the CPU; see ``stain_basis``.
 
     Returns:
         (N, 3, H, W) in [0, 1].
@@ -56,8 +56,9 @@ def jitter_stains(
     as a reference, IEEE TMI (arXiv:1808.05896), stain augmentation. Difference: densities are
     natural logarithms with 0 for white, so an offset of 0.05 darkens or lightens by a few per cent.
     """
+    inverse_33 = basis_33.inverse().to(image_N3HW.device)  # found where the host need not wait
     basis_33 = basis_33.to(image_N3HW.device)
-    change_N33 = basis_33.inverse() @ (factor_N3.double()[:, :, None] * basis_33)
+    change_N33 = inverse_33 @ (factor_N3.double()[:, :, None] * basis_33)
     added_N3 = offset_N3.double() @ basis_33
     density_N3P = image_N3HW.flatten(2).clamp(min=DARKEST).log_().neg_()
     density_N3P = torch.baddbmm(
