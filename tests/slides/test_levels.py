@@ -1,8 +1,11 @@
 from __future__ import annotations
 
 import math
+from itertools import product
 from pathlib import Path
+from typing import get_args
 
+import cv2
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -10,7 +13,8 @@ from hypothesis import strategies as st
 from synthetic_slides import ArraySlide, pyramid, tissue_like, write_tiff
 
 from anlage.errors import ResolutionError
-from anlage.slides.levels import choose_level, read_tile
+from anlage.samples import slides_folder
+from anlage.slides.levels import Decode, choose_level, choose_source, read_tile
 from anlage.slides.reader import Level, open_slide
 from reference.area_resampling import slow_area_resampling
 
@@ -160,3 +164,115 @@ def test_corners_are_level_0_pixels_whatever_the_level() -> None:
     fine = slide.read_region(160, 120, 256, 256).astype(float)
     coarse = read_tile(slide, 160, 120, size_px=64, mpp=1.0)
     assert np.abs(coarse - fine.reshape(64, 4, 64, 4, 3).mean((1, 3))).max() <= 1.5
+
+
+JPEG = {"compression": "jpeg", "photometric": "ycbcr", "subsampling": (2, 2)}
+
+
+@pytest.fixture(scope="module")
+def one_level(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A JPEG slide at 0.25 mpp without lower levels, in tiles of 240 px."""
+    smooth = cv2.GaussianBlur(tissue_like(1500, 1100), (0, 0), 1.5)
+    path = tmp_path_factory.mktemp("levels") / "one_level.tiff"
+    return write_tiff(path, [smooth], mpp=0.25, **{**JPEG, "tile": (240, 240)})
+
+
+@pytest.mark.parametrize(
+    ("mpp", "decode", "reduce", "ratio"),
+    [
+        (0.25, "scaled", 1, 1.0),
+        (0.4899, "scaled", 1, 1.9596),
+        (0.4902, "scaled", 2, 0.9804),
+        (0.5, "scaled", 2, 1.0),
+        (0.7, "scaled", 2, 1.4),
+        (1.0, "scaled", 4, 1.0),
+        (2.0, "scaled", 8, 1.0),
+        (9.0, "scaled", 8, 4.5),
+        (0.5, "full", 1, 2.0),
+        (9.0, "full", 1, 36.0),
+    ],
+)
+def test_the_largest_reduction_that_is_fine_enough(
+    one_level: Path, mpp: float, decode: Decode, reduce: int, ratio: float
+) -> None:
+    with open_slide(one_level) as slide:
+        source = choose_source(slide, size_px=64, mpp=mpp, decode=decode)
+    assert (source.level, source.reduce) == (0, reduce)
+    assert source.ratio == pytest.approx(ratio, rel=1e-5)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    mpp=st.floats(0.5, 4.0),
+    size_px=st.integers(8, 40),
+    x=st.integers(0, 700),
+    y=st.integers(0, 450),
+)
+def test_a_scaled_tile_shows_what_the_full_one_shows(
+    one_level: Path, mpp: float, size_px: int, x: int, y: int
+) -> None:
+    with open_slide(one_level) as slide:
+        step = choose_source(slide, size_px=size_px, mpp=mpp, decode="scaled").reduce
+        x, y = x // step * step, y // step * step  # where both begin at the same pixel
+        scaled = read_tile(slide, x, y, size_px=size_px, mpp=mpp)
+        full = read_tile(slide, x, y, size_px=size_px, mpp=mpp, decode="full")
+    assert np.abs(scaled.astype(int) - full).mean() < 2
+    assert abs(scaled.mean() - full.mean()) < 0.7
+
+
+@pytest.mark.parametrize("mpp", [0.5, 0.7, 1.0, 1.3, 2.0])
+def test_scaled_and_full_begin_within_half_a_pixel_of_the_corner(
+    tmp_path: Path, mpp: float
+) -> None:
+    """The centre of a bright square on black, in micrometres from the corner that was asked for."""
+    picture = np.full((1440, 1440, 3), (0, 128, 128), np.uint8)  # written as YCbCr
+    picture[400:480, 320:448, 0] = 255  # centre at 384, 440
+    path = write_tiff(tmp_path / "square.tiff", [picture], mpp=0.25, **{**JPEG, "tile": (240, 240)})
+    with open_slide(path) as slide:
+        for corner, decode in product((280, 281, 283, 285), ("scaled", "full")):
+            tile = read_tile(slide, corner, corner, size_px=120, mpp=mpp, decode=decode)
+            brightness = tile[..., 1].astype(float)
+            step = (
+                1
+                if decode == "full"
+                else choose_source(slide, size_px=120, mpp=mpp, decode="scaled").reduce
+            )
+            for axis, centre in ((0, 384), (1, 440)):
+                profile = brightness.sum(axis=axis)
+                found_um = (profile * (np.arange(120) + 0.5)).sum() / profile.sum() * mpp
+                # Rounding of the corner to a pixel of the reduced level, and nothing else.
+                begins = math.floor(corner / step + 0.5) * step
+                assert found_um == pytest.approx((centre - begins) * 0.25, abs=0.03)
+                assert abs(begins - corner) * 0.25 <= mpp / 2 + 1e-9
+
+
+def test_readers_without_a_scaled_decoder_decode_in_full() -> None:
+    slide = ArraySlide([tissue_like(300, 220)], mpp=0.25)
+    for mpp in (0.5, 0.9):
+        scaled = read_tile(slide, 3, 5, size_px=40, mpp=mpp)
+        assert np.array_equal(scaled, read_tile(slide, 3, 5, size_px=40, mpp=mpp, decode="full"))
+
+
+@pytest.mark.parametrize(
+    ("factor", "limit"),
+    # Decision 0011: a whole factor is the same mean; between two, averaging twice blurs.
+    [(2.0, 0.5), (4.0, 0.5), (8.0, 0.5), (2.004, 7), (3.0, 4)],
+)
+def test_how_far_the_scaled_decoder_is_from_the_full_one(factor: float, limit: float) -> None:
+    with open_slide(slides_folder() / "CMU-1-Small-Region.svs") as slide:
+        corners = [(x, y) for x in (240, 960, 1440) for y in (480, 1200, 1920)]
+        tiles = {
+            decode: [
+                read_tile(slide, x, y, size_px=96, mpp=slide.mpp * factor, decode=decode)
+                for x, y in corners
+            ]
+            for decode in get_args(Decode)
+        }
+    differences = np.array(tiles["scaled"]).astype(int) - np.array(tiles["full"])
+    assert np.abs(differences).mean() < limit
+    assert abs(differences.mean()) < 0.2
+    if factor in {2.0, 4.0, 8.0}:
+        for scaled, full in zip(tiles["scaled"], tiles["full"], strict=True):
+            pair = [np.asarray(tile[..., 1], np.float64) for tile in (scaled, full)]
+            shift, _ = cv2.phaseCorrelate(*pair)
+            assert np.abs(shift).max() < 0.1  # pixels of the tile
