@@ -124,7 +124,7 @@ def places_of(
 def corner_ranges(places: Places, within: CornerRange) -> set[tuple[int, int, int, int]]:
     """Corners that each place within a rectangle allows, by looking at every place."""
     ranges = set()
-    for start, length in zip(places.run_starts, np.diff(places.run_ends, prepend=0), strict=True):
+    for start, length in zip(places.run_starts, np.diff(places.n_before), strict=True):
         for place in range(start, start + length):
             row, column = divmod(place, len(places.x_low))
             x = max(places.x_low[column], within.x_first), min(places.x_high[column], within.x_last)
@@ -174,4 +174,4 @@ def test_tiles_keep_their_margin(mask: tuple[int, int, int], margin: float, seed
 def test_places_take_the_memory_they_say() -> None:
     places, _ = places_of(0, 60, 60)
     n_runs, (n_rows, n_columns) = len(places.run_starts), (len(places.y_low), len(places.x_low))
-    assert places.n_bytes == 8 * (2 * n_runs + 2 * n_rows + 2 * n_columns) > 0
+    assert places.n_bytes == 8 * (2 * n_runs + 1 + 2 * n_rows + 2 * n_columns) > 0

@@ -35,6 +35,9 @@ def test_every_sample_of_a_window_has_one_region_and_one_place_in_it(
     assert len(regions) >= MIN_REGIONS
     samples = [windows.samples_of(region) for region in regions.tolist()]
     assert sorted(np.concatenate(samples).tolist()) == g_N.tolist()
+    at_once, starts = windows.samples_of_window(window)
+    np.testing.assert_array_equal(at_once, np.concatenate(samples))
+    assert np.diff(starts).tolist() == [len(mine) for mine in samples]
     for region, mine in zip(regions.tolist(), samples, strict=True):
         assert 1 <= len(mine) <= tiles_per_region
         assert set(region_N[mine - g_N[0]].tolist()) == {region}

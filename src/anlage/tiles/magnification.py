@@ -41,6 +41,11 @@ class ContinuousMpp:
             )
             raise ValueError(msg)
 
+    @property
+    def ends(self) -> Floats:
+        """Where on the axis its parts end: it is one."""
+        return np.ones(1)
+
     def span(self, finest_N: Floats, coarsest_N: Floats) -> tuple[Floats, Floats]:
         """Where on the axis slides begin and end that give ``finest_N`` to ``coarsest_N``."""
         return self.position(finest_N), self.position(coarsest_N)

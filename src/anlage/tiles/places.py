@@ -35,7 +35,7 @@ class Places:
 
     Attributes:
         run_starts: (R,) int64, first place of each run, ``row * n_columns + column``.
-        run_ends: (R,) int64, places up to and with the run; the last is the number of places.
+        n_before: (R + 1,) int64, places before each run; the last is the number of places.
         x_low: (n_columns,) int64, first level-0 pixel nearest to each mask column.
         x_high: (n_columns,) int64, last one from which the tile stays inside the slide.
         y_low: The same of the rows.
@@ -43,7 +43,7 @@ class Places:
     """
 
     run_starts: Integers
-    run_ends: Integers
+    n_before: Integers
     x_low: Integers
     x_high: Integers
     y_low: Integers
@@ -52,12 +52,12 @@ class Places:
     @property
     def n_places(self) -> int:
         """How many places there are."""
-        return int(self.run_ends[-1]) if len(self.run_ends) else 0
+        return int(self.n_before[-1])
 
     @property
     def n_bytes(self) -> int:
         """Bytes they take in memory."""
-        arrays = (self.run_starts, self.run_ends, self.x_low, self.x_high, self.y_low, self.y_high)
+        arrays = (self.run_starts, self.n_before, self.x_low, self.x_high, self.y_low, self.y_high)
         return sum(array.nbytes for array in arrays)
 
     def corner(self, u_place: float, u_x: float, u_y: float) -> tuple[int, int]:
@@ -66,13 +66,15 @@ class Places:
         Raises:
             IndexError: If there is no place.
         """
-        nth = np.array([int(u_place * self.n_places)])
-        row, column = np.divmod(self._place(nth), len(self.x_low))
-        low, high = self.x_low[column], self.x_high[column]
-        x = low + (u_x * (high - low + 1)).astype(np.int64)
-        low, high = self.y_low[row], self.y_high[row]
-        y = low + (u_y * (high - low + 1)).astype(np.int64)
-        return int(x[0]), int(y[0])
+        nth = int(u_place * self.n_places)
+        run = int(self.n_before.searchsorted(nth, side="right")) - 1
+        place = int(self.run_starts[run]) + nth - int(self.n_before[run])
+        row, column = divmod(place, len(self.x_low))
+        x, y = int(self.x_low[column]), int(self.y_low[row])
+        return (
+            x + int(u_x * (int(self.x_high[column]) - x + 1)),
+            y + int(u_y * (int(self.y_high[row]) - y + 1)),
+        )
 
     def corners_within(self, corners: CornerRange, u_N3: Floats) -> Integers:
         """Corners uniform over the places within a rectangle.
@@ -92,8 +94,8 @@ class Places:
         columns = _overlapping(self.x_low, self.x_high, corners.x_first, corners.x_last)
         rows = _overlapping(self.y_low, self.y_high, corners.y_first, corners.y_last)
         row_start = np.arange(rows.start, rows.stop) * len(self.x_low)
-        first_in_row = self._n_before(row_start + columns.start)
-        n_to_row = np.cumsum(self._n_before(row_start + columns.stop) - first_in_row)
+        first_in_row = self._rank(row_start + columns.start)
+        n_to_row = np.cumsum(self._rank(row_start + columns.stop) - first_in_row)
         nth = (u_N3[:, 0] * n_to_row[-1]).astype(np.int64)
         row = np.searchsorted(n_to_row, nth, side="right")
         n_before_row = np.concatenate(([0], n_to_row))[row]
@@ -110,15 +112,17 @@ class Places:
 
     def _place(self, nth_N: Integers) -> Integers:
         """The n-th places, ``row * n_columns + column``."""
-        run = np.searchsorted(self.run_ends, nth_N, side="right")
-        return self.run_starts[run] + nth_N - np.concatenate(([0], self.run_ends))[run]
+        run_N = self.n_before.searchsorted(nth_N, side="right") - 1
+        place_N: Integers = self.run_starts[run_N] + nth_N - self.n_before[run_N]
+        return place_N
 
-    def _n_before(self, place_N: Integers) -> Integers:
+    def _rank(self, place_N: Integers) -> Integers:
         """How many places come before each of ``row * n_columns + column``."""
-        run = np.searchsorted(self.run_starts, place_N, side="right")
-        starts, ends = (np.concatenate(([0], array)) for array in (self.run_starts, self.run_ends))
-        length = np.diff(ends, prepend=0)
-        return ends[run] - length[run] + np.minimum(place_N - starts[run], length[run])
+        run_N = np.maximum(self.run_starts.searchsorted(place_N, side="right") - 1, 0)
+        before_N = self.n_before[run_N]
+        inside_N = np.maximum(place_N - self.run_starts[run_N], 0)
+        rank_N: Integers = before_N + np.minimum(inside_N, self.n_before[run_N + 1] - before_N)
+        return rank_N
 
 
 def find_places(
@@ -175,7 +179,7 @@ def find_places(
             n_pixels = np.outer(bottom - np.arange(len(bottom)), right - np.arange(len(right)))
             is_place &= n_tissue >= (min_tissue - ROUNDING) * n_pixels
     starts, lengths = _runs(is_place)
-    return Places(starts, lengths.cumsum(), x_low, x_high, y_low, y_high)
+    return Places(starts, np.append(0, lengths.cumsum()), x_low, x_high, y_low, y_high)
 
 
 def _overlapping(low: Integers, high: Integers, first: int, last: int) -> slice:

@@ -47,7 +47,12 @@ class SlideChoice:
         self.is_usable: NDArray[np.bool_] = weight_S > 0
         self._breaks = np.unique(
             np.concatenate(
-                ([0.0, 1.0], np.unique(first_S[self.is_usable]), np.unique(last_S[self.is_usable]))
+                (
+                    [0.0],
+                    law.ends,
+                    np.unique(first_S[self.is_usable]),
+                    np.unique(last_S[self.is_usable]),
+                )
             )
         )
         self._first = self._cells(np.where(self.is_usable, first_S, 0.0))

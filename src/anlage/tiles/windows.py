@@ -92,16 +92,33 @@ class Windows:
         """The samples of a region, (n,) int64: at least 1, at most ``tiles_per_region``."""
         window, region_in_window = divmod(region, self.n_regions)
         lane, region_in_lane = divmod(region_in_window, self.lane_regions)
-        first, last = (
-            -(-(region_in_lane + end) * self.lane_samples // self.lane_regions) for end in (0, 1)
-        )
-        key = np.array([window * self.n_lanes + lane], dtype=np.int64)
-        sample = self._samples_in_order(key)[0, first:last]
+        ends = self._ends_in_lane()
+        g_N: Integers = self._samples_of_lanes(window, np.array([lane]))[0]
+        return g_N[ends[region_in_lane] : ends[region_in_lane + 1]]
+
+    def samples_of_window(self, window: int) -> tuple[Integers, Integers]:
+        """All samples of a window, region after region, each as ``samples_of`` has them.
+
+        Returns:
+            (N,) int64 samples, and (W + 1,) int64 where each region begins among them.
+        """
+        lane_L = np.arange(self.n_lanes)
+        starts = self._ends_in_lane()[:-1] + lane_L[:, None] * self.lane_samples
+        samples = self._samples_of_lanes(window, lane_L).ravel()
+        return samples, np.append(starts.ravel(), len(samples))
+
+    def _ends_in_lane(self) -> Integers:
+        """Where the regions of a lane begin among its places, and where the last ends."""
+        return -(-np.arange(self.lane_regions + 1) * self.lane_samples // self.lane_regions)
+
+    def _samples_of_lanes(self, window: int, lane_L: Integers) -> Integers:
+        """Samples of some lanes of a window, (L, M), in the order of their places."""
         lane_slots = self.batch_size // self.n_lanes
-        step_in_window, slot_in_lane = np.divmod(sample, lane_slots)
-        step = window * self.steps + step_in_window
-        g_N: Integers = step * self.batch_size + lane * lane_slots + slot_in_lane
-        return g_N
+        sample_LM = self._samples_in_order(window * self.n_lanes + lane_L)
+        step_LM, slot_LM = np.divmod(sample_LM, lane_slots)
+        step_LM += window * self.steps
+        g_LM: Integers = step_LM * self.batch_size + lane_L[:, None] * lane_slots + slot_LM
+        return g_LM
 
     def quantiles(self, region_N: Integers) -> tuple[Floats, Floats]:
         """Two numbers in [0, 1) for each region: systematic samples, in an order of their own.
