@@ -5,11 +5,9 @@ from __future__ import annotations
 import hashlib
 import io
 import logging
-import threading
 from collections.abc import Callable
 from functools import lru_cache
 from typing import Literal, get_args
-from weakref import WeakKeyDictionary
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,9 +26,7 @@ LEAST_CONTRAST = 64  # a profile that brings white nearer to black than this is 
 MAX_NAMED = 1_000  # slides without a profile that the log names, each once
 PICTURE_CLASSES = ("scnr", "mntr", "prtr", "spac")
 
-_LOCK = threading.Lock()
-_OF_SLIDE: WeakKeyDictionary[SlideReader, Converter | None] = WeakKeyDictionary()
-_NAMED: set[str] = set()
+_NAMED: dict[str, object] = {}  # by path; no lock, which a forked child might find held
 
 
 class _UnusableError(Exception):
@@ -87,16 +83,10 @@ def slide_converter(slide: SlideReader, colour: Colour) -> Converter | None:
         raise ValueError(msg)
     if colour == "stored":
         return None
-    with _LOCK:
-        if slide in _OF_SLIDE:
-            return _OF_SLIDE[slide]
     profile = slide.icc_profile
     if profile is None:
         _name_slide_without_profile(slide.path)
-    converter = srgb_converter(profile, path=slide.path)
-    with _LOCK:
-        _OF_SLIDE[slide] = converter
-    return converter
+    return srgb_converter(profile, path=slide.path)
 
 
 def profile_digest(profile: bytes | None) -> str:
@@ -105,14 +95,13 @@ def profile_digest(profile: bytes | None) -> str:
 
 
 def _name_slide_without_profile(path: str) -> None:
-    with _LOCK:
-        is_new = path not in _NAMED and len(_NAMED) < MAX_NAMED
-        if is_new:
-            _NAMED.add(path)
-        is_last = is_new and len(_NAMED) == MAX_NAMED
-    if is_new:
-        LOGGER.info("%s: no ICC profile; its pixels stay as they are stored", path)
-    if is_last:
+    if path in _NAMED or len(_NAMED) >= MAX_NAMED:
+        return
+    mine = object()
+    if _NAMED.setdefault(path, mine) is not mine:  # of two threads one comes first
+        return
+    LOGGER.info("%s: no ICC profile; its pixels stay as they are stored", path)
+    if len(_NAMED) == MAX_NAMED:
         LOGGER.info("further slides without an ICC profile are not named")
 
 
