@@ -19,7 +19,7 @@ def test_tissue_is_outlined_and_all_else_is_darker() -> None:
     mask = np.zeros((10, 12), bool)
     mask[2:8, 3:9] = True
     picture = np.full((100, 120, 3), 200, np.uint8)
-    shown = outlined(picture, TissueMask(mask, 8.0), slide_size=Size(960, 800), slide_mpp=1.0)
+    shown = outlined(picture, TissueMask(mask, 8.0), slide_size=Size(96, 80), slide_mpp=1.0)
     assert (shown[:20] == DARKER).all()
     assert (shown[20, 30:90] == OUTLINE).all()
     assert (shown[79, 30:90] == OUTLINE).all()

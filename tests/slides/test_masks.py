@@ -6,11 +6,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from anlage.geometry import Size
 from anlage.slides.masks import (
+    MAX_MASK_PX,
     SummedArea,
     TissueMask,
+    bounded_mask_mpp,
     decode_mask,
     encode_mask,
+    mask_shape,
     tissue_area_mm2,
 )
 
@@ -92,3 +96,38 @@ def test_area_counts_pixels_times_their_area() -> None:
     mask = np.zeros((100, 100), dtype=bool)
     mask[:50] = True
     assert tissue_area_mm2(TissueMask(mask, 10.0)) == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize(
+    ("size", "slide_mpp", "mask_mpp", "shape"),
+    [
+        (Size(160, 120), 0.5, 4.0, (15, 20)),
+        (Size(161, 120), 0.5, 4.0, (15, 21)),
+        (Size(3, 2), 0.5, 80.0, (1, 1)),
+        (Size(30, 20), 0.1, 0.3, (7, 10)),  # 30 * 0.1 / 0.3 is a little above 10
+    ],
+)
+def test_a_mask_covers_its_slide(
+    size: Size, slide_mpp: float, mask_mpp: float, shape: tuple[int, int]
+) -> None:
+    assert mask_shape(size, slide_mpp=slide_mpp, mask_mpp=mask_mpp) == shape
+
+
+@given(
+    width=st.integers(1, 400_000),
+    height=st.integers(1, 400_000),
+    slide_mpp=st.floats(0.1, 10),
+    mask_mpp=st.floats(0.5, 100),
+)
+def test_a_mask_is_as_fine_as_wanted_unless_the_slide_or_memory_forbid(
+    width: int, height: int, slide_mpp: float, mask_mpp: float
+) -> None:
+    size = Size(width, height)
+    bounded = bounded_mask_mpp(size, slide_mpp=slide_mpp, mask_mpp=mask_mpp)
+    rows, columns = mask_shape(size, slide_mpp=slide_mpp, mask_mpp=bounded)
+    assert rows * columns <= MAX_MASK_PX
+    if bounded > max(mask_mpp, slide_mpp):  # then it had to be, and is by little more than needed
+        rows, columns = mask_shape(size, slide_mpp=slide_mpp, mask_mpp=bounded / 1.01)
+        assert rows * columns > MAX_MASK_PX
+    else:
+        assert bounded == max(mask_mpp, slide_mpp)
