@@ -5,7 +5,6 @@ Shape suffixes: N samples, S slides, W regions of a window.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -16,16 +15,15 @@ from numpy.typing import NDArray
 
 from anlage.errors import TrainingError
 from anlage.slides.catalogue import Catalogue
-from anlage.slides.levels import TOLERANCE, TileWindow
+from anlage.slides.levels import TileWindow
 from anlage.tiles.grid import ROUNDING
 from anlage.tiles.keyed_random import Purpose, uniforms, uniforms_of
 from anlage.tiles.magnification import ContinuousMpp, DiscreteMpp, Magnifications
 from anlage.tiles.place_cache import PlaceCache, SlidePlaces
 from anlage.tiles.slide_choice import SlideChoice
+from anlage.tiles.slide_columns import SlideNames, mpp_ranges, refuse_uncovered
 from anlage.tiles.weights import Base, balanced, base_weights
 from anlage.tiles.windows import Windows
-
-LOGGER = logging.getLogger(__name__)
 
 Integers = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -76,17 +74,6 @@ class SlideDraws:
     slide: Integers
     mpp: Floats
     numbers: Floats
-
-
-class SlideNames:
-    """The slide_id of each row of a catalogue."""
-
-    def __init__(self, catalogue: Catalogue) -> None:
-        self._names = catalogue.column("slide_id")
-
-    def __call__(self, row: int) -> str:
-        """Name of one row."""
-        return str(self._names[row].as_py())
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -348,7 +335,7 @@ def sampler_from_catalogue(
     span = law.span(*ranges)
     weight_S = base_weights(catalogue, base, min_tissue=min_tissue) * (span[1] > span[0])
     choice = SlideChoice(law, balanced(weight_S, catalogue, balance or {}), span=span)
-    _refuse_uncovered(catalogue, choice, size_px=size_px)
+    refuse_uncovered(catalogue, choice, size_px=size_px)
     places = PlaceCache(
         catalogue,
         size_px=size_px,
@@ -364,36 +351,6 @@ def sampler_from_catalogue(
         size_px=size_px,
         view_mpp_factors=view_mpp_factors,
     )
-
-
-def mpp_ranges(
-    catalogue: Catalogue, *, size_px: int, view_mpp_factors: tuple[float, ...]
-) -> tuple[Floats, Floats]:
-    """The finest and the coarsest tiles that slides can give, (S,) float64 µm per pixel each."""
-    mpp_S = catalogue.column("mpp").to_numpy()
-    width_S, height_S = (catalogue.column(name).to_numpy() for name in ("width", "height"))
-    finest_S = mpp_S / ((1 + TOLERANCE) * min(view_mpp_factors))
-    coarsest_S = np.minimum(width_S, height_S) * mpp_S / (size_px * max(view_mpp_factors))
-    return finest_S, coarsest_S
-
-
-def _refuse_uncovered(catalogue: Catalogue, choice: SlideChoice, *, size_px: int) -> None:
-    """Raise where a resolution has no slide; log how many slides have no resolution."""
-    if len(choice.uncovered):
-        mpps = ", ".join(f"{mpp:g}" for mpp in choice.uncovered[:5])
-        msg = (
-            f"needs slides that give {size_px} px tiles at {mpps} mpp; all {len(catalogue)} are "
-            "coarser, smaller than a tile or without tissue. Leave this mpp out, lower the tile "
-            "size, or add slides."
-        )
-        raise TrainingError(catalogue.path, msg)
-    left_out = np.flatnonzero(~choice.is_usable)
-    if len(left_out):
-        names = SlideNames(catalogue)
-        some = ", ".join(names(row) for row in left_out[:5].tolist())
-        told = "%d of %d slides are too coarse, too small or without tissue for every mpp (%s%s)"
-        more = ", ..." if len(left_out) > 5 else ""
-        LOGGER.warning(told, len(left_out), len(catalogue), some, more)
 
 
 def _refuse_unless(holds: bool, rule: str, got: object) -> None:  # noqa: FBT001 - the claim itself
