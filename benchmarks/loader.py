@@ -1,11 +1,11 @@
 """The whole loader, from slides to uint8 batches: one thread, two threads, two OpenSlide processes.
 
-64 slides (links to the one given, or copies where links cannot be made) are indexed into a
-temporary catalogue; ``TileStream`` then gives batches of 64 tiles of 256 px at 0.5 mpp. Modes: single tiles
-and regions of 4 or 16 tiles, decoded in full or scaled. The peer is ``openslide_tiles.py`` of the
-baselines folder, one handle in each of two processes, which only reads its tiles. All sides take
-turns in every round; a turn of ours begins with a fresh stream whose read-ahead is consumed before
-the clock starts. The first round is thrown away; figures are medians of the others.
+64 slides (links to the one given, or copies) are indexed into a temporary catalogue; ``TileStream``
+then gives batches of 64 tiles of 256 px at 0.5 mpp. Modes: single tiles and regions of 4 or 16
+tiles, decoded in full or scaled. The peer is ``openslide_tiles.py`` of the baselines folder, one
+handle in each of two processes, which only reads its tiles. All sides take turns in every round; a
+turn of ours begins with a fresh stream whose read-ahead is consumed before the clock starts. The
+first round is thrown away; figures are medians of the others.
 
 ``data_wait`` is the share of time a consumer at ``--train-rate`` tiles/s waits for its batches.
 
