@@ -23,6 +23,7 @@ from anlage.samples import slides_folder
 from anlage.slides.image_reader import ImageReader
 from anlage.slides.openslide_reader import OpenSlideReader
 from anlage.slides.reader import SlideReader
+from anlage.slides.rectangle import Rectangle
 from anlage.slides.tiff_reader import TiffReader
 
 ROUNDING = 1
@@ -172,6 +173,46 @@ def test_an_impossible_region_is_refused(
 ) -> None:
     with pytest.raises(ValueError, match="read_region needs"):
         slide.read_region(0, 0, width, height, level=level)
+
+
+def test_a_reduced_level_is_its_mean(slide: SlideReader, made: Path) -> None:
+    for level, stored in enumerate(stored_levels(made)):
+        assert slide.reductions(level)[0] == 1
+        for reduce in slide.reductions(level):
+            got = slide.read_region(16, 32, 24, 20, level=level, reduce=reduce)
+            step = 2**level * reduce
+            column, row = (int(np.floor(v / step + 0.5)) for v in (16, 32))
+            rows, columns = (
+                slice(at * reduce, (at + n) * reduce) for at, n in ((row, 20), (column, 24))
+            )
+            blocks = stored[rows, columns].astype(float)
+            shown = [blocks.shape[0] // reduce, blocks.shape[1] // reduce]
+            mean = (
+                blocks[: shown[0] * reduce, : shown[1] * reduce]
+                .reshape(shown[0], reduce, shown[1], reduce, 3)
+                .mean((1, 3))
+            )
+            assert np.abs(got[: shown[0], : shown[1]] - mean).mean() < 4
+    with pytest.raises(ValueError, match="one of the reductions of level 0"):
+        slide.read_region(0, 0, 8, 8, reduce=3)
+
+
+def test_the_native_tile_is_the_files(slide: SlideReader) -> None:
+    assert slide.native_tile(0) == (112, 64)
+
+
+def test_regions_read_together_are_those_read_alone(slide: SlideReader) -> None:
+    places = [
+        Rectangle(*p) for p in ((0, 0, 40, 30), (20, 10, 40, 30), (-5, 100, 9, 9), (5000, 0, 4, 4))
+    ]
+    for level in range(3):
+        found = dict(slide.start_regions(places, level=level)())
+        assert len(found) == len(places)
+        for number, (left, top, width, height) in enumerate(places):
+            step = 2**level
+            alone = slide.read_region(left * step, top * step, width, height, level=level)
+            assert np.array_equal(found[number], alone)
+            assert found[number].flags.writeable
 
 
 def test_after_close_it_refuses(slide: SlideReader) -> None:
