@@ -5,14 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import ceil, floor
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from anlage.slides.masks import SummedArea
 from anlage.tiles.grid import ROUNDING, refuse_coarse_mask
 
 Integers = NDArray[np.int64]
 Floats = NDArray[np.float64]
+Extents = dict[int, NDArray[np.bool_]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,17 +170,39 @@ def find_places(
     (x_low, x_high), (y_low, y_high) = (
         _corners(n, edge, per_mask_px=per_mask_px, margin=margin) for n in slide_size
     )
-    table = SummedArea(tissue_mask).table
-    is_place = (y_low <= y_high)[:, None] & (x_low <= x_high)
-    for bottom in _far_edges(y_low, y_high, edge, per_mask_px):
-        band = table[np.minimum(bottom, len(table) - 1)] - table[: len(bottom)]
-        for right in _far_edges(x_low, x_high, edge, per_mask_px):
-            n_tissue = np.take(band, np.minimum(right, table.shape[1] - 1), axis=1)
-            n_tissue -= band[:, : len(right)]
-            n_pixels = np.outer(bottom - np.arange(len(bottom)), right - np.arange(len(right)))
-            is_place &= n_tissue >= (min_tissue - ROUNDING) * n_pixels
+    is_place = _hold_enough(
+        tissue_mask,
+        _extents(y_low, y_high, edge, per_mask_px),
+        _extents(x_low, x_high, edge, per_mask_px),
+        min_tissue=min_tissue,
+    )
+    is_place &= (y_low <= y_high)[:, None] & (x_low <= x_high)
     starts, lengths = _runs(is_place)
     return Places(starts, np.append(0, lengths.cumsum()), x_low, x_high, y_low, y_high)
+
+
+def _hold_enough(
+    tissue_mask: NDArray[np.bool_], heights: Extents, widths: Extents, *, min_tissue: float
+) -> NDArray[np.bool_]:
+    """Whether the rectangles that begin at each mask pixel hold enough tissue, all its extents."""
+    n_rows, n_columns = (len(next(iter(extents.values()), ())) for extents in (heights, widths))
+    is_enough = np.ones((n_rows, n_columns), dtype=np.bool_)
+    beyond = max(heights, default=0), max(widths, default=0)
+    glass = np.zeros((n_rows + beyond[0], n_columns + beyond[1]), dtype=np.uint8)
+    inside = tissue_mask[: glass.shape[0], : glass.shape[1]]
+    glass[: inside.shape[0], : inside.shape[1]] = inside
+    for height, of_row in heights.items():
+        rows = _from_first_to_last(of_row)
+        for width, of_column in widths.items():
+            columns = _from_first_to_last(of_column)
+            part = glass[rows.start : rows.stop + height, columns.start : columns.stop + width]
+            n_tissue = cv2.boxFilter(
+                part, cv2.CV_32S, (width, height), anchor=(0, 0), normalize=False
+            )[: rows.stop - rows.start, : columns.stop - columns.start]
+            holds = n_tissue >= ceil((min_tissue - ROUNDING) * height * width)
+            holds |= ~(of_row[rows, None] & of_column[None, columns])
+            is_enough[rows, columns] &= holds
+    return is_enough
 
 
 def _overlapping(low: Integers, high: Integers, first: int, last: int) -> slice:
@@ -204,19 +227,28 @@ def _corners(
     return low[:n].astype(np.int64), high[:n].astype(np.int64)
 
 
-def _far_edges(low: Integers, high: Integers, edge: float, per_mask_px: float) -> list[Integers]:
-    """Mask pixels that the tile's far edge can be nearest to: the same for all, or two choices."""
-    nearest = np.rint((low + edge) / per_mask_px), np.rint((high + edge) / per_mask_px)
-    first, last = (n.astype(np.int64) for n in nearest)
-    return [first] if np.array_equal(first, last) else [first, last]
+def _extents(low: Integers, high: Integers, edge: float, per_mask_px: float) -> Extents:
+    """Extents of tiles in mask pixels, one or two, and which corners can have each."""
+    extents: Extents = {}
+    for corner in (low, high):
+        far = np.rint((corner + edge) / per_mask_px).astype(np.int64)
+        extent = np.where(low <= high, far - np.arange(len(far)), 0)
+        for value in np.unique(extent[extent > 0]).tolist():
+            extents[value] = extents.get(value, False) | (extent == value)
+    return extents
+
+
+def _from_first_to_last(is_in: NDArray[np.bool_]) -> slice:
+    """The shortest slice that holds all that is True."""
+    where = np.flatnonzero(is_in)
+    return slice(int(where[0]), int(where[-1]) + 1)
 
 
 def _runs(is_place: NDArray[np.bool_]) -> tuple[Integers, Integers]:
     """Starts, flattened, and lengths of the runs of True along rows."""
     rows, columns = is_place.shape
-    walled = np.zeros((rows, columns + 1), dtype=np.int8)
-    walled[:, :columns] = is_place
-    change = np.diff(walled.ravel(), prepend=np.int8(0))
-    start, end = np.flatnonzero(change == 1), np.flatnonzero(change == -1)
-    row = start // (columns + 1)
-    return (start - row).astype(np.int64), (end - start).astype(np.int64)
+    walled = np.zeros((rows, columns + 2), dtype=np.bool_)
+    walled[:, 1:-1] = is_place
+    flat = walled.ravel()
+    start, end = np.flatnonzero(flat[1:] != flat[:-1]).reshape(-1, 2).T
+    return start - start // (columns + 2) * 2, end - start
