@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import faulthandler
 import hashlib
 import socket
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -12,6 +14,8 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
+
+HANG_S = 240  # a slow machine needs a tenth of it for the longest test
 
 
 @dataclass
@@ -80,13 +84,18 @@ class FaultyServer(ThreadingHTTPServer):
 
 @contextmanager
 def serve(root: Path) -> Iterator[FaultyServer]:
-    """A server for a folder while the block lasts."""
+    """A server for a folder while the block lasts, which may be ``HANG_S`` seconds at most.
+
+    Whatever hangs ends the process then, with the stack of every thread.
+    """
+    faulthandler.dump_traceback_later(HANG_S, exit=True, file=sys.__stderr__)
     with FaultyServer(root) as server:
         thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
         thread.start()
         try:
             yield server
         finally:
+            faulthandler.cancel_dump_traceback_later()
             server.stopped.set()
             server.shutdown()
             thread.join(10)

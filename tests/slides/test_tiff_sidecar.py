@@ -160,6 +160,16 @@ def test_a_slide_replaced_by_one_of_another_size(server: FaultyServer) -> None:
         assert slide.size == (500, 300)
 
 
+def test_tiles_of_a_slide_replaced_by_one_of_another_size(server: FaultyServer) -> None:
+    open_slide(server.url("a.tiff")).close()
+    write_tiff(server.root / "a.tiff", pyramid(500, 300))
+    windows = [TileWindow(x, 0, 100, 0.5) for x in (0, 130, 400)]
+    with open_slide(server.url("a.tiff")) as slide:
+        for _ in range(2):
+            found = read_tiles(slide, windows)
+            assert [type(tile) for tile in found] == [SlideChangedError] * 3
+
+
 def test_a_slide_that_is_not_the_catalogues(server: FaultyServer) -> None:
     with open_slide(server.url("a.tiff")) as slide:
         version = slide.version

@@ -122,9 +122,13 @@ class TiffReader(SlideReader):
         def read_checked() -> Iterator[tuple[int, Outcome]]:
             outcomes = list(started.read())
             if any(isinstance(outcome, SlideChangedError) for _, outcome in outcomes):
-                self._reopen()
-                outcomes = list(start().read())
-            self._confirm()
+                try:
+                    self._reopen()
+                    outcomes = list(start().read())
+                except SlideError as error:
+                    outcomes = [(number, error) for number, _ in outcomes]
+            if not all(isinstance(outcome, SlideError) for _, outcome in outcomes):
+                self._confirm()
             yield from outcomes
 
         return read_checked
