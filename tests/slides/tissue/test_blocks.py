@@ -59,6 +59,17 @@ def test_blocks_meet_without_a_seam(size: tuple[int, int], block_px: int, ratio:
     assert np.array_equal(found.mask, on_the_whole(picture, shape=shape, ratio=ratio))
 
 
+def test_a_mask_pixel_of_which_half_is_tissue_counts() -> None:
+    picture = np.full((8, 12, 3), 255, np.uint8)
+    picture[:, 1::2] = 0  # every second column
+    picture[2, 3] = 255
+    net = TissueFinder(name="net", find=lambda p, _: p[..., 0] < 99, mpp=1.0, block_px=3)
+    found = find_by_blocks(ArraySlide([picture], mpp=1.0), net, mask_mpp=2.0).mask
+    expected = np.ones((4, 6), bool)
+    expected[1, 1] = False  # a quarter of it
+    assert np.array_equal(found, expected)
+
+
 def test_without_a_halo_there_are_seams() -> None:
     """The test above can fail: the halo is what makes it pass."""
     slide = ArraySlide([tissue_like(90, 70)], mpp=0.5)
