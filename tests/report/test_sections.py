@@ -15,9 +15,11 @@ from anlage.evaluation.result import read_result
 from anlage.report.contents import Contents, open_contents
 from anlage.report.neighbours import neighbours_section
 from anlage.report.patch_map import patch_map_section
+from anlage.report.provenance_chain import _run_link, trained_on
 from anlage.report.score_tables import MODELS, scores_section
 from anlage.report.slide_cards import slides_section
 from anlage.report.training_section import duration_s, time_in_words, training_section
+from anlage.report.verdicts import _split_verdicts
 from anlage.slides.levels import read_tile
 from anlage.tiles.sampling import sampler_from_catalogue
 
@@ -59,6 +61,17 @@ def test_cards_show_the_grid_of_the_bag(contents):
         bag = read_bag(contents.bags[card.slide_id])
         assert card.n_grid == len(bag.coords) == card.grid.count("M")
         assert card.grid.startswith(f"M{bag.coords[0][0]} {bag.coords[0][1]}h32v32")
+
+
+def test_a_run_of_very_many_slides_is_known_by_what_its_recipe_chooses(contents):
+    assert contents.run["slides"]
+    unlisted = replace(contents, run=contents.run | {"slides": {}})
+    assert list(_split_verdicts(unlisted)) == list(_split_verdicts(contents))
+    for row in contents.catalogue.rows():
+        assert (row.slide_id in trained_on(unlisted)) == (row.slide_id in contents.run["slides"])
+    assert not any(check.holds is False for check in _run_link(unlisted).checks)
+    none = replace(contents, run=None)
+    assert contents.catalogue.rows()[0].slide_id not in trained_on(none)
 
 
 def test_who_was_not_embedded_is_named(contents):

@@ -324,6 +324,23 @@ def test_column_codes_number_values_and_take_nulls_for_one(catalogue: Catalogue)
         catalogue.column_codes("colour")
 
 
+def test_a_view_knows_which_slides_it_has(catalogue: Catalogue) -> None:
+    train = catalogue.select(split="train")
+    assert ["a" in train, "c" in train, "c" in catalogue, "z" in catalogue] == [
+        *(True, False, True, False),
+    ]
+    two = make_ids(catalogue.spread(2))
+    assert (two, make_ids(train.spread(1)), make_ids(train.spread(5))) == (
+        ["a", "b"],
+        ["a"],
+        ["a", "b"],
+    )
+
+
+def make_ids(catalogue: Catalogue) -> list[str]:
+    return [row.slide_id for row in catalogue.rows()]
+
+
 def test_a_user_column_of_any_type_is_read_as_text_in_a_row(catalogue: Catalogue) -> None:
     ages = pa.array([[61, 62], None, [63]], pa.list_(pa.int32()))
     rewrite(catalogue, catalogue.table.append_column("ages", ages))

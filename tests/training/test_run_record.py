@@ -8,6 +8,7 @@ import pytest
 import torch
 from small_catalogue import make_catalogue
 
+from anlage.training import run_record as run_module
 from anlage.training.run_record import compare_records, resumed_record, run_record
 from micro_recipe import micro_config
 
@@ -19,6 +20,17 @@ def test_slides_whose_patient_nobody_named_are_counted(
     record = run_record(micro_config(), make_catalogue(tmp_path, labelled=labelled))
     assert len(record["patients"]) == 3
     assert record["n_without_patient"] == n_without
+
+
+def test_of_very_many_slides_the_record_says_how_many(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    catalogue = make_catalogue(tmp_path)
+    listed = run_record(micro_config(), catalogue)
+    assert listed["slides"] == {row.slide_id: row.fingerprint for row in catalogue.rows()}
+    monkeypatch.setattr(run_module, "MOST_LISTED_SLIDES", 2)
+    assert run_record(micro_config(), catalogue) == listed | {"slides": {}}
+    assert listed["n_slides"] == 3
 
 
 def test_a_resumed_run_names_what_changed_since_it_began(tmp_path: Path) -> None:

@@ -6,9 +6,8 @@ Shape suffixes: N patch tokens of a tile, D width.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import cv2
 import numpy as np
@@ -21,6 +20,7 @@ from anlage.explain.pca import fit_patch_pca
 from anlage.geometry import level0_px
 from anlage.report.contents import Contents
 from anlage.report.pictures import jpeg_uri, png_uri
+from anlage.report.provenance_chain import trained_on
 from anlage.slides.catalogue import Catalogue, SlideRow
 from anlage.slides.levels import read_tile
 from anlage.tiles.grid import tile_grid
@@ -29,6 +29,7 @@ from anlage.tiles.spec import TileSpec
 LOGGER = logging.getLogger(__name__)
 BATCH = 32
 MULTIPLICATIONS = 1.2e11  # of one slide's tokens: seconds on a CPU core
+MOST_SORTED = 10_000  # slides among which one is chosen
 FEWEST_TILES, MOST_TILES = 16, 900
 PICTURE_PX = 640
 MIN_TISSUE = 0.1
@@ -92,7 +93,8 @@ def patch_map_section(contents: Contents) -> PatchMapSection | None:
     if contents.catalogue is None or contents.encoder is None:
         return None
     windows = []
-    for candidates in _candidates(contents.catalogue, contents.run):
+    seen = trained_on(contents)
+    for candidates in _candidates(contents.catalogue, seen):
         found = next(_readable(contents.catalogue, contents.encoder, candidates), None)
         if found is not None:
             windows.append(found)
@@ -100,7 +102,6 @@ def patch_map_section(contents: Contents) -> PatchMapSection | None:
     if sum(len(part) for part in tokens) < 2:
         return None
     mapping = fit_patch_pca(tokens)
-    trained_on = set(contents.run["slides"]) if contents.run else set()
     explained = " + ".join(f"{share:.0%}" for share in mapping.explained_K)
     patch_px = contents.encoder.model.patch_px
     return PatchMapSection(
@@ -108,7 +109,7 @@ def patch_map_section(contents: Contents) -> PatchMapSection | None:
             _drawn(
                 window,
                 mapping.rgb(window.tokens_BND),
-                is_trained_on=window.row.slide_id in trained_on,
+                is_trained_on=window.row.slide_id in seen,
             )
             for window in windows
         ),
@@ -117,10 +118,10 @@ def patch_map_section(contents: Contents) -> PatchMapSection | None:
     )
 
 
-def _candidates(catalogue: Catalogue, run: dict[str, Any] | None) -> list[list[SlideRow]]:
+def _candidates(catalogue: Catalogue, trained_on: Container[str]) -> list[list[SlideRow]]:
     """Held-out slides and trained-on ones, first choice first, of one organ where possible."""
-    trained_on = set(run["slides"]) if run else set()
-    rows = sorted(catalogue.rows(), key=lambda row: (-row.tissue_area_mm2, row.slide_id))
+    every = catalogue.spread(MOST_SORTED).rows()
+    rows = sorted(every, key=lambda row: (-row.tissue_area_mm2, row.slide_id))
     held_out = [row for row in rows if row.slide_id not in trained_on and row.tissue_area_mm2 > 0]
     seen = [row for row in rows if row.slide_id in trained_on and row.tissue_area_mm2 > 0]
     organs = {row.tissue for row in seen}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -76,6 +76,15 @@ def run_slides(contents: Contents) -> Catalogue | None:
         return None
     split = (contents.run["config"].get("tiles") or {}).get("split")
     return contents.catalogue.select(split=split) if split else contents.catalogue
+
+
+def trained_on(contents: Contents) -> Container[str]:
+    """The slide_ids that the run trained on: as it lists them, or those that its recipe chooses."""
+    if contents.run is None:
+        return ()
+    if contents.run["slides"] or not contents.run.get("n_slides"):
+        return set(contents.run["slides"])
+    return run_slides(contents) or ()
 
 
 def _slides_link(contents: Contents) -> Link | None:
@@ -175,7 +184,10 @@ def _run_checks(run: dict[str, Any], slides: Catalogue) -> Iterator[Check]:
         holds=slides.fingerprint == run["catalogue"],
         text="the catalogue's rows that the recipe chooses hash to what the run recorded",
     )
-    now = {row.slide_id: row.fingerprint for row in slides.rows()}
+    if not run["slides"]:  # so many that their fingerprint above stands for them
+        return
+    names = ("slide_id", "fingerprint")
+    now = dict(zip(*(slides.column(name).to_pylist() for name in names), strict=True))
     other = sorted(
         k for k in run["slides"].keys() | now.keys() if run["slides"].get(k) != now.get(k)
     )
@@ -211,9 +223,7 @@ def _encoder_link(contents: Contents) -> Link | None:
 def _bags_link(contents: Contents) -> Link | None:
     if not contents.bags:
         return None
-    slides = (
-        {r.slide_id: r.fingerprint for r in contents.catalogue.rows()} if contents.catalogue else {}
-    )
+    slides = contents.catalogue
     damaged, other_encoder, other_slide, hashes, n_tiles = [], [], [], [], 0
     chosen = list(contents.bags.items())[:MOST_CHECKED]
     for name, path in chosen:
@@ -227,12 +237,12 @@ def _bags_link(contents: Contents) -> Link | None:
         hashes.append((name, content_sha256(bag.features, bag.coords)))
         if contents.encoder and made.encoder_fingerprint != contents.encoder.fingerprint:
             other_encoder.append(name)
-        if slides and made.slide_fingerprint != slides.get(bag.slide_id):
+        if slides is not None and not _is_of(bag.slide_id, made.slide_fingerprint, slides):
             other_slide.append(name)
     checks = [_all("bags match their own checksum", damaged, len(chosen))]
     if contents.encoder is not None:
         checks.append(_all("were made by this encoder", other_encoder, len(hashes)))
-    if slides:
+    if slides is not None:
         checks.append(_all("were made from the slides of the catalogue", other_slide, len(hashes)))
     facts = [("Bags", f"{len(contents.bags)}"), ("Tiles", f"{n_tiles:,}")]
     if contents.embedding is not None:
@@ -243,6 +253,10 @@ def _bags_link(contents: Contents) -> Link | None:
     return Link(
         title="Tile embeddings", facts=tuple(facts), checks=tuple(checks), hashes=tuple(hashes)
     )
+
+
+def _is_of(slide_id: str, fingerprint: str, slides: Catalogue) -> bool:
+    return slide_id in slides and slides.row(slide_id).fingerprint == fingerprint
 
 
 def _scores_link(contents: Contents) -> Link | None:

@@ -13,12 +13,14 @@ from anlage.errors import AnlageError, BagError
 from anlage.geometry import level0_px
 from anlage.report.contents import Contents, without_folders
 from anlage.report.pictures import jpeg_uri, outline_path, squares_path
+from anlage.report.provenance_chain import trained_on
 from anlage.slides.catalogue import Catalogue, SlideRow
 from anlage.training.tile_config import TilePretrainConfig
 from anlage.training.tile_feed import tile_sampler
 
 LOGGER = logging.getLogger(__name__)
 MOST_CARDS = 36
+MOST_SORTED = 10_000  # slides among which those of the cards are chosen
 MOST_DRAWN = 250
 MOST_SAMPLED_SLIDES = 500  # a sampler holds every slide's places; beyond this it is not rebuilt
 MOST_GRID_TILES = 4000  # squares a card draws
@@ -89,18 +91,18 @@ def slides_section(contents: Contents) -> SlidesSection | None:
     if contents.catalogue is None:
         return None
     drawn = _drawn(contents.catalogue, contents)
-    trained_on = set(contents.run["slides"]) if contents.run else set()
+    seen = trained_on(contents)
     rows = sorted(
-        contents.catalogue.rows(),
-        key=lambda row: (row.slide_id not in trained_on, row.split or "~", row.tissue or "~"),
+        contents.catalogue.spread(MOST_SORTED).rows(),
+        key=lambda row: (row.slide_id not in seen, row.split or "~", row.tissue or "~"),
     )
     cards = tuple(
-        _card(row, contents, drawn.get(row.slide_id, []), is_trained_on=row.slide_id in trained_on)
+        _card(row, contents, drawn.get(row.slide_id, []), is_trained_on=row.slide_id in seen)
         for row in _spread(rows, MOST_CARDS)
     )
     n_drawn = sum(len(squares) for squares in drawn.values())
     return SlidesSection(
-        cards=cards, n_slides=len(rows), n_drawn=n_drawn, refused=_refused(contents)
+        cards=cards, n_slides=len(contents.catalogue), n_drawn=n_drawn, refused=_refused(contents)
     )
 
 
@@ -173,7 +175,7 @@ def _tiles_in_words(n_drawn: int, n_grid: int) -> str:
 
 def _drawn(catalogue: Catalogue, contents: Contents) -> dict[str, list[Square]]:
     """The run's first draws on each slide, drawn again: a draw is a function of seed and number."""
-    if contents.run is None or len(contents.run["slides"]) > MOST_SAMPLED_SLIDES:
+    if contents.run is None or len(catalogue) > MOST_SAMPLED_SLIDES:
         return {}
     try:
         config = TilePretrainConfig.model_validate(contents.run["config"])
@@ -185,10 +187,9 @@ def _drawn(catalogue: Catalogue, contents: Contents) -> dict[str, list[Square]]:
     except (AnlageError, ValueError) as error:
         LOGGER.warning("the run's tiles cannot be drawn again: %s", error)
         return {}
-    mpp = {row.slide_id: row.mpp for row in catalogue.rows()}
     squares: dict[str, list[Square]] = defaultdict(list)
     for tile in tiles:
-        edge = level0_px(tile.size_px, mpp=tile.mpp, slide_mpp=mpp[tile.slide_id])
+        edge = level0_px(tile.size_px, mpp=tile.mpp, slide_mpp=catalogue.row(tile.slide_id).mpp)
         squares[tile.slide_id].append((tile.x, tile.y, edge))
     return squares
 

@@ -6,10 +6,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
+import pyarrow as pa
+import pyarrow.compute as pc
+
 from anlage.evaluation.result import EvaluationResult
 from anlage.report.contents import Contents
 from anlage.report.provenance_chain import Link
-from anlage.slides.catalogue import SlideRow
 
 Kind = Literal["good", "bad", "care", "plain"]
 NAMED = 6
@@ -61,18 +63,23 @@ def _score_verdicts(contents: Contents) -> Iterator[Verdict]:
 def _split_verdicts(contents: Contents) -> Iterator[Verdict]:
     if contents.run is None or contents.catalogue is None:
         return
-    rows = contents.catalogue.rows()
-    used = [row for row in rows if row.slide_id in contents.run["slides"]]
-    n_unknown = len(contents.run["slides"]) - len(used)
+    every = contents.catalogue
+    ids, splits = every.column("slide_id"), every.column("split")
+    is_used = _is_used(contents, ids, splits)
+    n_used = pc.sum(is_used).as_py() or 0
+    n_unknown = contents.run.get("n_slides", len(contents.run["slides"])) - n_used
     if n_unknown:
         text = f"{n_unknown} slides of the pretraining are not in this catalogue: splits not known."
         yield Verdict(kind="bad", text=text)
         return
-    if not any(row.split for row in rows):
+    if splits.null_count == len(splits):
         yield Verdict(kind="care", text="No slide has a split: pretraining used all of them.")
         return
-    wrong = [row.slide_id for row in used if row.split != "train"]
-    shared = _patients_on_both_sides(rows, used)
+    is_other = pc.not_equal(pc.fill_null(splits, ""), "train")
+    wrong = ids.filter(pc.and_(is_used, is_other)).to_pylist()
+    patients = every.column("patient_id")
+    seen, others = (pc.unique(patients.filter(mask)) for mask in (is_used, is_other))
+    shared = sorted(others.filter(pc.is_in(others, value_set=seen)).to_pylist())
     if wrong:
         text = f"Pretraining used slides that are not of split=train: {_few(wrong)}."
         yield Verdict(kind="bad", text=text)
@@ -80,13 +87,20 @@ def _split_verdicts(contents: Contents) -> Iterator[Verdict]:
         text = f"Pretraining saw cases that also have slides outside split=train: {_few(shared)}."
         yield Verdict(kind="bad", text=text)
     else:
-        text = f"Pretraining used cases of split=train only ({len(used)} of {len(rows)} slides)."
+        text = f"Pretraining used cases of split=train only ({n_used} of {len(every)} slides)."
         yield Verdict(kind="good", text=text)
 
 
-def _patients_on_both_sides(rows: list[SlideRow], used: list[SlideRow]) -> list[str]:
-    patients = {row.patient_id for row in used}
-    return sorted({r.patient_id for r in rows if r.split != "train" and r.patient_id in patients})
+def _is_used(contents: Contents, ids: pa.ChunkedArray, splits: pa.ChunkedArray) -> pa.Array:
+    """Whether the run used each slide: as it lists them, or as its recipe chooses from many."""
+    assert contents.run is not None
+    listed = contents.run["slides"]
+    if listed or not contents.run.get("n_slides"):
+        return pc.is_in(ids, value_set=pa.array(list(listed), pa.string()))
+    split = (contents.run["config"].get("tiles") or {}).get("split")
+    if split is None:
+        return pa.chunked_array([pa.array([True] * len(ids))])
+    return pc.fill_null(pc.equal(splits, split), fill_value=False)
 
 
 def _leakage_verdicts(result: EvaluationResult | None) -> Iterator[Verdict]:

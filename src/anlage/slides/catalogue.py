@@ -125,6 +125,10 @@ class Catalogue:
     def __len__(self) -> int:
         return self._file.n_rows if self._chosen is None else len(self._chosen)
 
+    def __contains__(self, slide_id: object) -> bool:
+        row = self._ids.find(str(slide_id))
+        return row is not None and self._has_chosen(row)
+
     @property
     def column_names(self) -> list[str]:
         """Names of its columns."""
@@ -198,6 +202,15 @@ class Catalogue:
             same = pc.is_null(column) if value is None else pc.equal(column, value)
             keep &= pc.fill_null(same, fill_value=False).to_numpy()
         chosen = np.flatnonzero(keep)
+        if self._chosen is not None:
+            chosen = self._chosen[chosen]
+        return Catalogue(self.path, self._file, self._masks, ids=self._ids, chosen=chosen)
+
+    def spread(self, most: int) -> Catalogue:
+        """The rows, or ``most`` of them evenly apart, as a view of the same file."""
+        if len(self) <= most:
+            return self
+        chosen = np.arange(most, dtype=np.int64) * len(self) // most
         if self._chosen is not None:
             chosen = self._chosen[chosen]
         return Catalogue(self.path, self._file, self._masks, ids=self._ids, chosen=chosen)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 import multiprocessing
-import os
 import signal
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -72,7 +71,7 @@ def _in_processes(
     workers: list[_Worker] = []
     try:
         for _ in range(n_workers):
-            workers.append(_started(settings, n_workers))  # noqa: PERF401 - the started are ended
+            workers.append(_started(settings))  # noqa: PERF401 - the started are ended
         for worker in workers:
             _give(worker, next(waiting, None), tasks)
         while busy := [worker for worker in workers if worker.task is not None]:
@@ -82,7 +81,7 @@ def _in_processes(
                 if not isinstance(outcome, Examined | Unusable):
                     outcome = _died(worker)
                     workers.remove(worker)
-                    workers.append(worker := _started(settings, n_workers))
+                    workers.append(worker := _started(settings))
                 _give(worker, next(waiting, None), tasks)
                 assert done is not None
                 yield done, outcome
@@ -93,10 +92,10 @@ def _in_processes(
             worker.pipe.close()
 
 
-def _started(settings: TissueSettings, n_workers: int) -> _Worker:
+def _started(settings: TissueSettings) -> _Worker:
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
-    process = context.Process(target=_work, args=(theirs, settings, n_workers), daemon=True)
+    process = context.Process(target=_work, args=(theirs, settings), daemon=True)
     process.start()
     theirs.close()
     return _Worker(process, ours)
@@ -138,10 +137,10 @@ def _died(worker: _Worker) -> Unusable:
     )
 
 
-def _work(pipe: Connection, settings: TissueSettings, n_workers: int) -> None:
+def _work(pipe: Connection, settings: TissueSettings) -> None:
     """A worker's life: examine what comes, until the pipe is closed at the other end."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that reads the pipe
-    cv2.setNumThreads(max(1, (os.cpu_count() or 1) // n_workers))
+    cv2.setNumThreads(1)  # a worker is a core; it counts them all otherwise
     pipe.send(READY)
     while True:
         try:

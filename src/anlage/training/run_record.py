@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import pyarrow.compute as pc
 from pydantic import BaseModel
 
 from anlage.errors import CheckpointError
@@ -17,6 +18,7 @@ from anlage.slides.catalogue import Catalogue
 
 LOGGER = logging.getLogger(__name__)
 FORMAT = "run/1"
+MOST_LISTED_SLIDES = 100_000  # beyond, the catalogue's fingerprint stands for them all
 
 
 def run_record(config: BaseModel, slides: Catalogue) -> dict[str, Any]:
@@ -27,18 +29,25 @@ def run_record(config: BaseModel, slides: Catalogue) -> dict[str, Any]:
         slides: The slides it trains on.
 
     Returns:
-        Format, configuration, the catalogue's and each slide's fingerprint, the patients and how
-        many slides count as a patient of their own, versions, commit and machine.
+        Format, configuration, the catalogue's fingerprint, how many slides there are and, up to
+        100,000, the fingerprint of each, the patients and how many slides count as a patient of
+        their own, versions, commit and machine.
     """
-    rows = slides.rows()
+    ids, patients = slides.column("slide_id"), slides.column("patient_id")
+    listed = {}
+    if len(slides) <= MOST_LISTED_SLIDES:
+        hashes = slides.column("fingerprint").to_pylist()
+        listed = dict(zip(ids.to_pylist(), hashes, strict=True))
+    splits = pc.unique(slides.column("split")).to_pylist()
     return {
         "format": FORMAT,
         "config": config.model_dump(mode="json"),
         "catalogue": slides.fingerprint,
-        "slides": {row.slide_id: row.fingerprint for row in rows},
-        "patients": sorted({row.patient_id for row in rows}),
-        "n_without_patient": sum(row.patient_id == row.slide_id for row in rows),
-        "splits": sorted({row.split or "" for row in rows}),
+        "n_slides": len(slides),
+        "slides": listed,
+        "patients": sorted(pc.unique(patients).to_pylist()),
+        "n_without_patient": pc.sum(pc.equal(ids, patients)).as_py() or 0,
+        "splits": sorted({split or "" for split in splits}),
         "versions": versions(),
         "commit": git_commit(),
         "machine": machine(),
