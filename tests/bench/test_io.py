@@ -16,7 +16,7 @@ from synthetic_slides import ArraySlide, overwrite_tile, tissue_like, write_tiff
 from anlage.bench.decoding import native_work
 from anlage.bench.io import measure_io
 from anlage.bench.io_report import IoReport, IoSettings, Limit
-from anlage.errors import CatalogueError
+from anlage.errors import CatalogueError, TrainingError
 from anlage.slides.index import index_slides
 from anlage.slides.levels import TileWindow
 from anlage.slides.reader import open_slide
@@ -140,6 +140,11 @@ def test_slides_that_cannot_be_used_are_told(slides: Path, tmp_path: Path) -> No
         measure_io([str(slides / "empty.svs")], QUICK)
 
 
+def test_slides_too_coarse_are_refused_by_their_own_name(slides: Path) -> None:
+    with pytest.raises(TrainingError, match=r"a\.tif: needs slides that give 64 px tiles at 0.1"):
+        measure_io([str(slides / "a.tif")], IoSettings(tile_px=64, n=4, mpp=0.1))
+
+
 def test_a_damaged_tile_costs_its_tiles_and_is_counted(slides: Path, tmp_path: Path) -> None:
     catalogue = tmp_path / "slides.parquet"
     index_slides([slides / "a.tif"], catalogue)
@@ -159,9 +164,10 @@ def test_remote_slides_are_measured_too(slides: Path) -> None:
             far_apart = [TileWindow(70, 70, 32, 0.25), TileWindow(600, 500, 32, 0.25)]
             work = native_work(slide, far_apart, decode="full")
             assert work is not None
-            server.forget()
+            n_before = len(server.asked)
             read_tiles(slide, far_apart, decode="full")
-            assert work.n_bytes == server.n_bytes
+            asked = [last - first + 1 for _, _, first, last in server.asked[n_before:]]
+            assert work.n_bytes == sum(asked)
 
 
 def test_without_a_limit_the_table_says_why() -> None:
@@ -184,3 +190,4 @@ def test_the_command_prints_json(slides: Path) -> None:
     )
     assert run.returncode == 0, run.stderr
     assert json.loads(run.stdout)["n_tiles"] == 8
+    assert "Traceback" not in run.stderr

@@ -14,7 +14,7 @@ from tempfile import TemporaryDirectory
 
 from anlage.bench.decoding import NativeWork, native_work
 from anlage.bench.io_report import IoReport, IoSettings, Limit, Wait
-from anlage.errors import CatalogueError, SlideError
+from anlage.errors import CatalogueError, SlideError, TrainingError
 from anlage.slides.catalogue import Catalogue
 from anlage.slides.discovery import find_slides
 from anlage.slides.found_slide import Refused
@@ -58,15 +58,18 @@ def measure_io(slides: Sequence[str], settings: IoSettings) -> IoReport:
         TrainingError: If no slide has a tile of enough tissue.
     """
     with _catalogue(slides) as (catalogue, refused):
-        sampler = _sampler(catalogue, settings)
+        try:
+            sampler = _sampler(catalogue, settings)
+        except TrainingError as error:  # its path may be that of a folder that is gone by now
+            raise TrainingError(", ".join(slides), error.message) from error
         handles = SlideHandles(catalogue.open_slide)
         try:
             report = _measure_reading(sampler, handles, settings)
         finally:
             handles.close()
-        report.loader_tiles_per_s = _run_loader(catalogue, settings, rate=None).tiles_per_s
+        report.loader_tiles_per_s = _run_loader(catalogue, sampler, settings).tiles_per_s
         if settings.rate is not None:
-            report.wait = _run_loader(catalogue, settings, rate=settings.rate)
+            report.wait = _run_loader(catalogue, sampler, settings, rate=settings.rate)
         report.refused = [(slide.uri, slide.reason) for slide in refused]
     return report
 
@@ -184,9 +187,14 @@ def _limit(native: Sequence[_Region], *, read_s: float, alone_s: float) -> Limit
     )
 
 
-def _run_loader(catalogue: Catalogue, settings: IoSettings, *, rate: float | None) -> Wait:
+def _run_loader(
+    catalogue: Catalogue,
+    sampler: TileSampler,
+    settings: IoSettings,
+    *,
+    rate: float | None = None,
+) -> Wait:
     """Batches of whole windows for a consumer of this rate; None: one that takes what it gets."""
-    sampler = _sampler(catalogue, settings)
     n_steps = ceil(settings.n / BATCH_SIZE / sampler.steps_per_window) * sampler.steps_per_window
     pause_s = 0.0 if rate is None else BATCH_SIZE / rate
     with TileStream(catalogue, sampler, threads=settings.threads, decode=settings.decode) as stream:

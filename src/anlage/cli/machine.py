@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from anlage.cli.application import Exit, app
+from anlage.cli.application import Exit, app, log_to
 
 bench = typer.Typer(
     help="Measure this machine on your slides.", no_args_is_help=True, rich_markup_mode=None
@@ -25,6 +25,7 @@ def doctor(
     """Say what this machine can read and how fast; ends with 1 if anything is broken."""
     from anlage import doctor as doctors
 
+    log_to(None)
     findings = doctors.examine(slides or ())
     if as_json:
         print(json.dumps(doctors.as_json(findings), indent=1))
@@ -60,6 +61,7 @@ def bench_io(
     from anlage.bench.io import measure_io
     from anlage.bench.io_report import IoSettings
 
+    log_to(None)
     settings = IoSettings(
         mpp=mpp,
         tile_px=tile_px,
