@@ -200,7 +200,7 @@ class _Run:
         )
 
     def _jobs(self, plan: Plan, writer: ThreadPoolExecutor, progress: Meter) -> Iterator[SlideJob]:
-        for row in plan.todo:
+        for row in map(self.catalogue.row, plan.todo):
             corners = tiles_of(self.catalogue, row, self.spec)
             features = np.empty((len(corners), self.encoder.width), np.float32)
             job = SlideJob(row, corners, features)

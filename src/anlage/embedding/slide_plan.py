@@ -47,12 +47,12 @@ class Plan:
     """Which slides of a catalogue are to be embedded.
 
     Attributes:
-        todo: Rows without a bag.
+        todo: slide_ids without a bag.
         skipped: Names of slides whose bag is there and is what this run would make.
         refused: Slides that cannot have a bag.
     """
 
-    todo: list[SlideRow] = field(default_factory=list)
+    todo: list[str] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)
     refused: list[Refused] = field(default_factory=list)
 
@@ -127,7 +127,7 @@ def plan_slides(
                 _refuse_other_bag(path, wanted, catalogue, row, spec)
                 plan.skipped.append(row.slide_id)
             else:
-                plan.todo.append(row)
+                plan.todo.append(row.slide_id)
             progress.advance()
     return plan
 
