@@ -175,3 +175,13 @@ def test_places_take_the_memory_they_say() -> None:
     places, _ = places_of(0, 60, 60)
     n_runs, (n_rows, n_columns) = len(places.run_starts), (len(places.y_low), len(places.x_low))
     assert places.n_bytes == 8 * (2 * n_runs + 1 + 2 * n_rows + 2 * n_columns) > 0
+
+
+def test_tiles_of_very_many_mask_pixels_are_counted() -> None:
+    mask = np.random.default_rng(0).random((320, 330)) < 0.5
+    counts = [mask[y : y + 300, x : x + 300].sum() for y in range(21) for x in range(31)]
+    enough = int(np.median(counts))
+    places = find_places(
+        mask, slide_size=(330, 320), per_mask_px=1.0, edge=300.0, min_tissue=enough / 90_000
+    )
+    assert 0 < places.n_places == sum(count >= enough for count in counts) < len(counts)

@@ -25,13 +25,11 @@ class SlidePlaces:
 
     Attributes:
         slide_id: Name of the slide.
-        slide_mpp: Resolution of its level 0, micrometres per pixel.
         places: Where tiles hold enough tissue.
         shape: What the blocks of its regions look like.
     """
 
     slide_id: str
-    slide_mpp: float
     places: Places
     shape: RegionShape
 
@@ -95,7 +93,7 @@ class PlaceCache:
             return str(error)
         if places.n_places == 0:
             return f"no place holds {self._min_tissue:g} tissue"
-        return SlidePlaces(slide_id, row.mpp, places, self._shape(row, mpp=mpp, edge=edge))
+        return SlidePlaces(slide_id, places, self._shape(row, mpp=mpp, edge=edge))
 
     def _shape(self, row: SlideRow, *, mpp: float, edge: float) -> RegionShape:
         levels = [Level(row.width, row.height, downsample) for downsample in row.level_downsamples]

@@ -196,10 +196,9 @@ def _hold_enough(
         for width, of_column in widths.items():
             columns = _from_first_to_last(of_column)
             part = glass[rows.start : rows.stop + height, columns.start : columns.stop + width]
-            n_tissue = cv2.boxFilter(
-                part, cv2.CV_32S, (width, height), anchor=(0, 0), normalize=False
-            )[: rows.stop - rows.start, : columns.stop - columns.start]
-            holds = n_tissue >= ceil((min_tissue - ROUNDING) * height * width)
+            kind = cv2.CV_16U if height * width < 1 << 16 else cv2.CV_32S  # 16 bits: twice as fast
+            n_tissue = cv2.boxFilter(part, kind, (width, height), anchor=(0, 0), normalize=False)
+            holds = n_tissue[:-height, :-width] >= ceil((min_tissue - ROUNDING) * height * width)
             holds |= ~(of_row[rows, None] & of_column[None, columns])
             is_enough[rows, columns] &= holds
     return is_enough
