@@ -174,14 +174,13 @@ def _find_store(location: str, limit_s: float) -> tuple[ObjectStore, str]:
 @lru_cache(maxsize=64)
 def _store(address: str, limit_s: float, environment: tuple[str | None, ...]) -> ObjectStore:
     """A store with its connections; it reads its credentials from the environment itself."""
-    is_plain = (address + os.environ.get("AWS_ENDPOINT_URL", "")).count("http://") > 0
+    endpoint = os.environ.get("AWS_ENDPOINT_URL", "") if address.startswith("s3://") else address
     client: ClientConfig = {
         "timeout": f"{max(int(limit_s * 500), 1)}ms",
         "read_timeout": f"{max(int(limit_s * 250), 1)}ms",
         "connect_timeout": f"{max(int(limit_s * 250), 1)}ms",
-        "pool_idle_timeout": "60s",
     }
-    if is_plain:
+    if endpoint.startswith("http://"):
         client["allow_http"] = True
     retry: RetryConfig = {"max_retries": 0}  # until_answered does it, and knows when to stop
     if address.startswith("http"):

@@ -9,6 +9,8 @@ from __future__ import annotations
 import dataclasses
 import types
 import typing
+from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -16,6 +18,7 @@ from numpy.typing import NDArray
 
 Arrays = dict[str, NDArray[Any]]
 PLAIN = (str, int, float, bool)
+_hints: Callable[[Any], dict[str, Any]] = cache(typing.get_type_hints)
 
 
 def pack(value: Any, arrays: Arrays) -> Any:  # noqa: ANN401 - any of the kinds below
@@ -62,14 +65,14 @@ def _single(kind: Any, packed: Any, arrays: Arrays) -> Any:  # noqa: ANN401
     if kind is bytes:
         return arrays[packed].astype(np.uint8, copy=False).tobytes()
     if dataclasses.is_dataclass(kind):
-        hints = typing.get_type_hints(kind)
+        hints = _hints(kind)
         found = {name: unpack(hints[name], item, arrays) for name, item in packed.items()}
         if found.keys() != {field.name for field in dataclasses.fields(kind)}:
             msg = f"needs the fields of {kind}; got {sorted(found)}."
             raise ValueError(msg)
         return kind(**found)  # type: ignore[operator]
     if isinstance(kind, type) and issubclass(kind, tuple):
-        hints = typing.get_type_hints(kind)  # a NamedTuple
+        hints = _hints(kind)  # a NamedTuple
         values = zip(hints.values(), packed, strict=True)
         return kind(*(unpack(hint, item, arrays) for hint, item in values))
     is_number = kind is float and isinstance(packed, int)
@@ -85,6 +88,6 @@ def outline(kind: Any) -> str:  # noqa: ANN401
     if origin is not None:
         return f"{origin}[{', '.join(map(outline, arguments))}]"
     if dataclasses.is_dataclass(kind) or (isinstance(kind, type) and issubclass(kind, tuple)):
-        hints = typing.get_type_hints(kind)
+        hints = _hints(kind)
         return f"{kind}({', '.join(f'{name}: {outline(hint)}' for name, hint in hints.items())})"
     return str(kind)
