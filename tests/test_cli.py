@@ -19,6 +19,7 @@ from anlage.encoders.folder import save_encoder
 from micro_recipe import MICRO
 
 HEAVY = {"torch", "numpy", "pyarrow", "sklearn", "cv2", "openslide", "h5py", "jinja2", "PIL"}
+SOME_SLIDES = ("hodgkin__HE", "erosion__HE")
 COMMANDS = [
     *((), ("demo",), ("index",), ("pretrain",), ("pretrain", "tile"), ("embed",)),
     *(
@@ -89,6 +90,19 @@ def test_index_names_what_it_refuses_and_ends_with_three(tmp_path: Path) -> None
     assert "3 refused" in run.stdout
     assert "Traceback" not in run.stderr
     assert (tmp_path / "slides.parquet").exists()
+
+
+@pytest.mark.slow
+def test_index_adds_to_a_catalogue(tmp_path: Path) -> None:
+    first, second = (samples.slides_folder() / f"{name}.tiff" for name in SOME_SLIDES)
+    output = tmp_path / "slides.parquet"
+    assert anlage("index", first, "-o", output).returncode == 0
+    run = anlage("index", second, "-o", output, "--add", "--workers", 1)
+    assert run.returncode == 0, run.stderr
+    assert f"2 slides in {output}, 0 refused; 1 read now" in run.stdout.replace("\n", "")
+    run = anlage("index", second, "-o", output, "--tissue", "hsf")
+    assert run.returncode == 1
+    assert "is no tissue method" in run.stderr
 
 
 def test_index_without_a_usable_slide_says_that_nothing_was_written(tmp_path: Path) -> None:

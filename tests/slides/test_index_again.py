@@ -104,6 +104,20 @@ def test_adding_rewrites_no_pack_and_unused_ones_are_removed(tmp_path: Path) -> 
     assert [p.name for p in masks_path(catalogue.path).glob("*.tar")] == ["000001.tar"]
 
 
+def test_slides_whose_pictures_are_gone_are_examined_again(tmp_path: Path) -> None:
+    output = make_catalogue(tmp_path).path
+    pack = masks_path(output) / "000000.tar"
+    offset = Catalogue.open(output).column("mask_offset").to_pylist()[2]
+    pack.write_bytes(pack.read_bytes()[:offset])
+    assert index_slides([tmp_path], output).n_read == 1
+    shutil.rmtree(masks_path(output))
+    result = index_slides([tmp_path], output)
+    assert result.n_read == 3
+    assert result.catalogue is not None
+    assert result.catalogue.mask("c").mask.any()
+    assert result.catalogue.row("c").patient_id == "p-c"
+
+
 def test_adding_to_nothing_or_to_what_cannot_be_read_is_refused(tmp_path: Path) -> None:
     write_slide(tmp_path / "a.tif")
     with pytest.raises(CatalogueError, match="does not exist"):

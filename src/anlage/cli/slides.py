@@ -54,7 +54,7 @@ def index(
         output,
         labels=labels,
         add=add,
-        workers=workers or min(os.cpu_count() or 1, MOST_WORKERS),
+        workers=workers or min(_n_cores(), MOST_WORKERS),
         mask_mpp=mask_mpp,
         tissue=tissue,
         tissue_weights=tissue_weights,
@@ -68,3 +68,9 @@ def index(
     written = f"{result.n_accepted} slides in {output}" if result.catalogue else "nothing written"
     print(f"{written}, {len(result.refused)} refused; {result.n_read} read now")
     exit_by(result.refused)
+
+
+def _n_cores() -> int:
+    """Cores that this process may use, where the system says it."""
+    may_use = getattr(os, "sched_getaffinity", None)
+    return len(may_use(0)) if may_use else os.cpu_count() or 1

@@ -15,6 +15,8 @@ from anlage.slides.examine import Task, TissueSettings
 from anlage.slides.found_slide import FoundSlide, Refused, slide_id_of
 from anlage.slides.labels import LabelRow, Labels
 from anlage.slides.location import is_remote
+from anlage.slides.mask_packs import packs_of
+from anlage.slides.mask_store import masks_path
 from anlage.slides.sorted_ids import SortedIds
 
 KEY_FORMAT = 1  # changes when slides have to be examined anew, since we measure otherwise
@@ -56,16 +58,20 @@ class Earlier:
     def __init__(self, catalogue: Catalogue) -> None:
         self.catalogue = catalogue
         self.uris = SortedIds(catalogue.column("uri"))
-        names = ("slide_id", "index_key", "mpp", "mpp_source")
+        names = ("slide_id", "index_key", "mpp", "mpp_source", "mask_pack", "mask_offset")
         self._columns = {name: catalogue.column(name).combine_chunks() for name in names}
+        packs = packs_of(masks_path(catalogue.path))
+        self._pack_bytes = {pack.name: pack.stat().st_size for pack in packs}
 
     def slide_id(self, row: int) -> str:
         """The name of a row's slide."""
         return str(self._columns["slide_id"][row].as_py())
 
     def key(self, row: int) -> str:
-        """What was read for a row, and how."""
-        return str(self._columns["index_key"][row].as_py())
+        """What was read for a row, and how; empty if its pictures are gone."""
+        pack, offset = (self._columns[n][row].as_py() for n in ("mask_pack", "mask_offset"))
+        is_there = offset < self._pack_bytes.get(pack, 0)
+        return str(self._columns["index_key"][row].as_py()) if is_there else ""
 
     def given_mpp(self, row: int) -> float | None:
         """A row's mpp if labels gave it, not the file; else None."""

@@ -37,11 +37,13 @@ def find_remote_slides(
         for slide in kept
         if suffix_of(slide.location) in companions
     }
-    return [
-        slide
-        for slide in kept
-        if not any(str(parent) in data for parent in PurePosixPath(slide.location).parents)
-    ], "holds no slide. Name the objects if they are PNG or JPEG."
+    if data:
+        kept = [slide for slide in kept if not _is_below(slide.location, data)]
+    return kept, "holds no slide. Name the objects if they are PNG or JPEG."
+
+
+def _is_below(location: str, folders: Collection[str]) -> bool:
+    return any(str(parent) in folders for parent in PurePosixPath(location).parents)
 
 
 def _one(url: str) -> FoundSlide:
