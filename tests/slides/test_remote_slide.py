@@ -104,7 +104,9 @@ def test_a_server_that_fails_for_ever(
     assert len(server.asked) > 1
 
 
-@pytest.mark.parametrize("faults", [Faults(stalls=1000), Faults(latency_s=60)])
+@pytest.mark.parametrize(
+    "faults", [Faults(stalls=1000), Faults(latency_s=60), Faults(trickle_s=0.02)]
+)
 def test_a_server_slower_than_the_time_limit(
     server: FaultyServer, monkeypatch: pytest.MonkeyPatch, faults: Faults
 ) -> None:
@@ -127,6 +129,16 @@ def test_a_server_without_ranges(server: FaultyServer) -> None:
     with pytest.raises(SlideError, match=r"does not send parts of files \(it ignores Range\)"):
         open_slide(server.url("a.tiff"))
     assert len(server.asked) == 1
+
+
+def test_a_server_that_sends_another_length(
+    server: FaultyServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ANLAGE_REMOTE_SECONDS", "1")
+    with open_slide(server.url("a.tiff")) as slide:
+        server.faults = Faults(short_by=3)
+        with pytest.raises(SlideError, match=r"asked for bytes \d+\.\.\d+, got \d+\.\.\d+"):
+            everything(slide)
 
 
 def test_an_empty_object(server: FaultyServer) -> None:

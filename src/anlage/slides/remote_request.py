@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import random
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from obstore import ObjectMeta
     from obstore.store import ClientConfig, ObjectStore, RetryConfig
 
+LOGGER = logging.getLogger(__name__)
 TIME_LIMIT = "ANLAGE_REMOTE_SECONDS"
 DEFAULT_TIME_LIMIT_S = 60.0
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.1, 5.0
@@ -47,6 +49,7 @@ WHO_AND_WHERE = (  # of two stores that differ in one of these the connections a
     *("AZURE_STORAGE_ACCOUNT_NAME", "AZURE_STORAGE_SAS_TOKEN", "AZURE_SKIP_SIGNATURE"),
 )
 T = TypeVar("T")
+_JITTER = random.Random()  # noqa: S311 - so that clients spread out; nobody's seed is touched
 
 
 class Answer(NamedTuple):
@@ -122,14 +125,16 @@ def _until_answered(location: str, ask: Callable[..., T], *args: int) -> T:
             return ask(store, key, *args)
         except (OSError, ValueError, BaseError) as error:
             _refuse_hopeless(location, error)
+            reason = _reason(error)
             passed_s = time.monotonic() - begun
-            pause_s = wait_s * random.uniform(0.5, 1)  # noqa: S311 - so that clients spread out
+            pause_s = wait_s * _JITTER.uniform(0.5, 1)
             if passed_s + pause_s > limit_s / 2:
                 raise SlideError(
                     location,
-                    f"cannot be read: {_reason(error)}. Tried {n_tries} times in {passed_s:.1f} s. "
+                    f"cannot be read: {reason}. Tried {n_tries} times in {passed_s:.1f} s. "
                     f"Check the server and the network, or set {TIME_LIMIT} above {limit_s:g}.",
                 ) from error
+        LOGGER.info("%s: %s; asking again", location, reason)
         time.sleep(pause_s)
         wait_s = min(wait_s * 2, LONGEST_WAIT_S)
 
