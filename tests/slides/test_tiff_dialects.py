@@ -271,6 +271,17 @@ def test_fluorescence_in_ome_is_refused(tmp_path: Path) -> None:
         open_slide(path)
 
 
+def test_entities_in_a_description_are_never_expanded(tmp_path: Path) -> None:
+    bomb = '<!DOCTYPE x [<!ENTITY a "aaaaaaaaaa">' + "".join(
+        f'<!ENTITY {new} "{f"&{old};" * 10}">'
+        for old, new in zip("abcdefghi", "bcdefghij", strict=True)
+    )
+    text = f'<?xml version="1.0"?>{bomb}]><OME><Image>&j;</Image></OME>'
+    path = write_tiff(tmp_path / "a.ome.tif", [tissue_like(90, 60)], description=text)
+    with pytest.raises(SlideError, match="without a DOCTYPE"):
+        open_slide(path)
+
+
 def test_ome_with_levels_as_pages(tmp_path: Path) -> None:
     """The flat kind: OME-XML names the first page, the others are reduced copies of it."""
     levels = pyramid(500, 332)

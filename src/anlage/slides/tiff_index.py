@@ -73,6 +73,9 @@ def read_tiff_index(source: ByteSource) -> TiffIndex:
 
 def _indexed(path: str, tiff: Any) -> TiffIndex:  # noqa: ANN401 - tifffile is untyped here
     first = tiff.pages.first
+    if any(mark in str(first.description) for mark in ("<!DOCTYPE", "<!ENTITY")):
+        # before tifffile parses it: entities could make it as large as they like
+        raise SlideError(path, "needs a description without a DOCTYPE; it has one. Remove it.")
     refuse_giant_tiles(path, tiff)
     for name in LEFT_TO_OPENSLIDE:
         if getattr(tiff, f"is_{name}"):
