@@ -154,22 +154,22 @@ def _prepare(region: _Region, handles: SlideHandles, settings: IoSettings) -> st
 
 
 def _read(region: _Region, handles: SlideHandles, settings: IoSettings) -> float:
-    """Seconds of this thread's processor time."""
-    began = time.thread_time()
+    """Seconds of processor time, that of threads which fetch or resample among it."""
+    began = time.process_time()
     try:
         with handles.borrow(region.slide_id) as slide:
             tiles = read_tiles(slide, region.windows, decode=settings.decode)
         region.n_lost += sum(isinstance(tile, SlideError) for tile in tiles)
     except SlideError:
         region.n_lost += len(region.windows)
-    return time.thread_time() - began
+    return time.process_time() - began
 
 
 def _decode_alone(work: Sequence[NativeWork]) -> float:
-    began = time.thread_time()
+    began = time.process_time()
     for each in work:
         each.decode()
-    return time.thread_time() - began
+    return time.process_time() - began
 
 
 def _limit(native: Sequence[_Region], *, read_s: float, alone_s: float) -> Limit | None:
