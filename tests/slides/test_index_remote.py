@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+import boto3
 import pytest
 from faulty_server import FaultyServer, serve
-from small_catalogue import write_slide
+from moto.server import ThreadedMotoServer
+from small_catalogue import write_labels, write_slide
 
 from anlage.errors import SlideError
 from anlage.slides.discovery import find_slides
@@ -112,6 +114,38 @@ def test_a_prefix_means_the_slides_below_it(monkeypatch: pytest.MonkeyPatch) -> 
     }
     listed.clear()
     assert "holds no slide" in find_slides(["s3://bucket/x"])[1][0].reason
+
+
+@pytest.mark.slow
+def test_slides_of_a_bucket_are_indexed_and_opened(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+    server.start()
+    try:
+        host, port = server.get_host_and_port()
+        endpoint = f"http://{host}:{port}"
+        monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
+        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+            monkeypatch.setenv(name, "x")
+        monkeypatch.setenv("AWS_REGION", "us-east-1")
+        client = boto3.client("s3", endpoint_url=endpoint, region_name="us-east-1")
+        client.create_bucket(Bucket="scans")
+        for i, key in enumerate(("new/case#2/b.tif", "new/a b.tif", "old/c.tif")):
+            client.upload_file(str(write_slide(tmp_path / f"{i}.tif", seed=i)), "scans", key)
+        labels = write_labels(tmp_path / "labels.csv", [{"path": "case#2/b.tif", "grade": 1}])
+        output = tmp_path / "slides.parquet"
+        catalogue = index_slides(["s3://scans/new/"], output, labels=labels).catalogue
+        assert catalogue is not None
+        uris = ["s3://scans/new/a b.tif", "s3://scans/new/case#2/b.tif"]
+        assert catalogue.column("uri").to_pylist() == uris
+        assert catalogue.column("grade").to_pylist() == [None, "1"]
+        with catalogue.open_slide("b") as slide:
+            assert slide.read_region(60, 60, 20, 20).mean() < 200
+        added = index_slides(["s3://scans/"], output, add=True, workers=1)
+        assert (added.n_accepted, added.n_read, added.refused) == (3, 1, [])
+    finally:
+        server.stop()
 
 
 def test_remote_and_local_slides_come_in_the_order_in_which_they_were_named(

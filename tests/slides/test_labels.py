@@ -161,13 +161,21 @@ def test_a_patient_may_have_slides_without_a_split(tmp_path: Path) -> None:
     assert len(read_labels(path).rows) == 4
 
 
-@pytest.mark.parametrize("path", ["s3://scans/A/a%20b.svs", "A/a b.svs", "s3://scans/A/a b.svs"])
-def test_a_url_is_found_by_its_folders_and_its_name_without_percent_signs(
-    tmp_path: Path, path: str
+@pytest.mark.parametrize(
+    ("path", "location"),
+    [
+        ("https://host/A/a%20b.svs?key=1", "https://host/A/a%20b.svs"),
+        ("A/a b.svs", "https://host/A/a%20b.svs?key=2"),
+        ("s3://scans/A/c#1 a%20b.svs", "s3://scans/A/c#1 a%20b.svs"),
+        ("A/c#1.svs", "s3://scans/A/c#1.svs"),
+    ],
+)
+def test_a_url_is_found_by_its_folders_and_its_name(
+    tmp_path: Path, path: str, location: str
 ) -> None:
     labels = read_labels(write_labels(tmp_path / "labels.csv", [{"path": path, "grade": 1}]))
-    assert labels.of("s3://scans/A/a%20b.svs", is_only=False) is not None
-    assert labels.of("s3://other/B/a%20b.svs", is_only=False) is None
+    assert labels.of(location, is_only=False) is not None
+    assert labels.of(location.replace("/A/", "/B/"), is_only=False) is None
 
 
 def test_the_labels_of_the_samples_are_usable() -> None:

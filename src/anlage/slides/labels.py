@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path, PurePosixPath
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 from anlage.errors import CatalogueError
 from anlage.slides.catalogue_table import FIXED
@@ -103,11 +103,13 @@ class Labels:
 
 
 def _parts(location: str) -> Sequence[str]:
-    """Folders and name of a path or URL: of "s3://b/a%20c.svs" these are "s3:", "b", "a c.svs"."""
-    if is_remote(location):
-        url = urlsplit(location)
-        return (f"{url.scheme}:", url.netloc, *PurePosixPath(unquote(url.path)).parts[1:])
-    return PurePosixPath(location.replace("\\", "/")).parts
+    """Folders and name: of the URL "https://b/a%20c.svs" these are "https:", "b" and "a c.svs"."""
+    if not is_remote(location):
+        return PurePosixPath(location.replace("\\", "/")).parts
+    scheme, _, rest = location.partition("://")
+    if scheme.lower() in {"http", "https"}:  # keys of buckets are taken as they are
+        rest = unquote(rest.partition("?")[0].partition("#")[0])
+    return (f"{scheme}:", *PurePosixPath(rest).parts)
 
 
 def _may_mean(row: LabelRow, path: PurePosixPath) -> bool:
