@@ -169,11 +169,23 @@ def test_ignored_classes_and_other_objects_do_not_count(path: Path) -> None:
     assert np.array_equal(read(path, collection(feature([SQUARE]), *others)), square())
     with pytest.raises(TissueError, match=r"got 1 of class 'Ignore\*', 1 of class 'Region\*'"):
         read(path, collection(*others))
+    derived = {"classification": {"names": ["Tumor", "Ignore*"]}}
+    with pytest.raises(TissueError, match=r"class 'Tumor: Ignore\*'"):
+        read(path, feature([SQUARE], name=None, **derived))
+    odd = feature([SQUARE], name=None, classification={"names": 7})
+    assert np.array_equal(read(path, odd), square())
     two = collection(feature([SQUARE], name="Tumor"), feature(elsewhere, name="Stroma"))
     assert np.array_equal(read(path, two, classes=["Tumor"]), square())
     assert np.array_equal(read(path, two, classes=["Stroma"]), np.roll(square(), 10, axis=1))
     region = feature([SQUARE], name="Region*")
     assert np.array_equal(read(path, region, classes=["Region*"]), square())
+
+
+def test_a_file_full_of_other_things_is_named_in_one_line(path: Path) -> None:
+    others = [feature([HOLE], name=f"{i} {'class' * 30}*") for i in range(50)]
+    with pytest.raises(TissueError, match="and 45 more") as caught:
+        read(path, collection(*others))
+    assert len(caught.value.message) < 1000
 
 
 def test_points_and_lines_are_passed_over(path: Path) -> None:
@@ -224,3 +236,47 @@ def test_missing_binary_and_huge_files_are_refused(
     monkeypatch.setattr(drawn_polygons, "MAX_BYTES", 100)
     with pytest.raises(TissueError, match="at most 0 are read. In QuPath, select"):
         read(path, feature([SQUARE]))
+
+
+numbers = st.integers() | st.floats() | st.sampled_from([1e308, -1e308, 10**400, 0, 16, 80])
+positions = st.lists(st.lists(numbers, max_size=3), max_size=6).map(
+    lambda ring: [*ring, ring[0]] if ring else ring
+)
+anything = st.recursive(
+    st.none() | st.booleans() | numbers | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner),
+    max_leaves=8,
+)
+geometries = st.fixed_dictionaries(
+    {
+        "type": st.sampled_from(["Polygon", "MultiPolygon", "Point", "Circle"]),
+        "coordinates": st.lists(positions | st.lists(positions, max_size=2) | anything, max_size=3),
+    }
+)
+features = st.fixed_dictionaries(
+    {
+        "geometry": geometries | anything,
+        "properties": st.fixed_dictionaries({"classification": anything, "objectType": anything})
+        | st.fixed_dictionaries({"classification": anything})
+        | anything,
+    }
+)
+
+
+@given(anything | geometries | st.lists(features | anything, min_size=1, max_size=3))
+@settings(
+    deadline=None, max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+def test_whatever_a_file_holds_is_read_or_refused_by_name(path: Path, tree: Any) -> None:
+    refused = None
+    try:
+        assert read(path, tree).any()
+    except TissueError as error:
+        refused = error
+    assert refused is None or (refused.path == str(path) and len(refused.message) < 1000)
+
+
+def test_a_hole_far_off_the_slide_is_refused(path: Path) -> None:
+    far = [[1e308, 0], [-1e308, 9], [1e308, 99], [1e308, 0]]
+    with pytest.raises(TissueError, match="needs to lie on the slide"):
+        read(path, feature([SQUARE, far]))

@@ -55,11 +55,11 @@ class DrawnPolygons:
             kind = properties.get("objectType", "annotation")
             name = _class_name(properties)
             if kind != "annotation":
-                self.left_out[f"objectType {kind!r}"] += 1
+                self.left_out[_short(f"objectType {kind!r}")] += 1
             elif not self._counts(name):
-                self.left_out[f"class {name!r}"] += 1
+                self.left_out[_short(f"class {name!r}")] += 1
             else:
-                where = f"feature {number}" + (f" ({name})" if name else "")
+                where = f"feature {number}" + (f" ({_short(name)})" if name else "")
                 yield from self._polygons(where, feature.get("geometry"))
 
     def _features(self) -> list[Any]:
@@ -107,8 +107,12 @@ def _class_name(properties: dict[str, Any]) -> str:
     named = properties.get("classification")
     if isinstance(named, dict):
         names = named.get("names")
-        named = named.get("name") or (": ".join(map(str, names)) if names else "")
+        named = named.get("name") or (": ".join(map(str, names)) if isinstance(names, list) else "")
     return str(named or "")
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= MAX_SHOWN else f"{text[: MAX_SHOWN - 3]}..."
 
 
 def _parse(path: Path) -> Any:  # noqa: ANN401 - anything json can hold
@@ -146,6 +150,5 @@ def _ring(path: Path, where: str, positions: object) -> Ring:
 
 
 def _misshapen(path: Path, where: str, rule: str, got: object) -> TissueError:
-    text = json.dumps(got)
-    shown = text if len(text) <= MAX_SHOWN else f"{text[: MAX_SHOWN - 3]}..."
+    shown = _short(json.dumps(got))
     return TissueError(path, f"{where} needs to be {rule}; got {shown}. {QUPATH}")

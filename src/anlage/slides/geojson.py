@@ -6,6 +6,7 @@ Frame: level-0 pixels, the origin in the slide's upper left corner, x before y, 
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Collection
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from anlage.slides.outlines import Ring, fill_outlines, outlines_of
 
 CLASS = {"name": "Tissue", "color": [0, 150, 90]}
 COORDINATE_DECIMALS = 3  # level-0 pixels; a mask pixel is at least one
+MAX_KINDS = 5  # that an error names
 MAX_OVERHANG = 0.1  # of the slide's longer side; beyond, the polygons are in another frame
 
 
@@ -94,8 +96,9 @@ def read_geojson(
     drawn = DrawnPolygons(Path(path), classes=classes)
     found = list(drawn)
     if not found:
-        seen = ", ".join(f"{n} of {name}" for name, n in drawn.left_out.items()) or "no feature"
-        raise TissueError(path, f"needs a polygon of tissue; got {seen}. {QUPATH}")
+        raise TissueError(
+            path, f"needs a polygon of tissue; got {_listed(drawn.left_out)}. {QUPATH}"
+        )
     for polygon in found:
         _refuse_outside(path, polygon, slide_size, mask_mpp / slide_mpp)
     per_level0_px = level0_px(1, mpp=slide_mpp, slide_mpp=mask_mpp)
@@ -107,9 +110,18 @@ def read_geojson(
     return TissueMask(mask, mask_mpp)
 
 
+def _listed(counts: Counter[str]) -> str:
+    """What was passed over instead, the most frequent first, in one line."""
+    shown = [f"{n} of {kind}" for kind, n in counts.most_common(MAX_KINDS)]
+    if len(counts) > MAX_KINDS:
+        shown.append(f"and {len(counts) - MAX_KINDS} more")
+    return ", ".join(shown) or "no feature"
+
+
 def _refuse_outside(path: str | Path, polygon: Polygon, slide_size: Size, mask_px: float) -> None:
     """Refuse a polygon that does not touch the slide, or reaches far beyond it (level-0 pixels)."""
-    low, high = polygon.rings[0].min(axis=0), polygon.rings[0].max(axis=0)
+    corners = np.concatenate(polygon.rings)
+    low, high = corners.min(axis=0), corners.max(axis=0)
     margin = max(MAX_OVERHANG * max(slide_size), mask_px)
     is_outside = (high <= 0).any() or (low >= slide_size).any()
     if is_outside or (low < -margin).any() or (high > np.add(slide_size, margin)).any():
