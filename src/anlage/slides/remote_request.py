@@ -99,7 +99,7 @@ def _answered(location: str, ask: Callable[..., T], *args: int) -> T:
 
 def _get(store: ObjectStore, key: str, offset: int, count: int) -> Answer:
     result = obstore.get(store, key, options={"range": (offset, offset + count)})
-    return Answer(result.buffer().to_bytes(), version_of(result.meta), result.meta["size"])
+    return Answer(result.bytes().to_bytes(), version_of(result.meta), result.meta["size"])
 
 
 def _list(store: ObjectStore, key: str) -> list[ObjectMeta]:
