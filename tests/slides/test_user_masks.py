@@ -7,6 +7,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+from PIL import Image
 
 from anlage.errors import TissueError
 from anlage.geometry import Size
@@ -53,6 +54,20 @@ def test_what_is_not_black_is_tissue(tmp_path: Path, pixels: np.ndarray) -> None
 
 def test_one_bit_pictures_are_read(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(encode_mask(drawn()))
+    assert np.array_equal(read(tmp_path / "a.png"), drawn())
+
+
+@pytest.mark.parametrize("mode", ["P", "LA", "I;16"])
+def test_palettes_and_other_kinds_of_grey_are_read(tmp_path: Path, mode: str) -> None:
+    if mode == "P":
+        picture = Image.fromarray(drawn().astype(np.uint8)).convert("P")
+        picture.putpalette([0, 0, 0, 200, 30, 30])
+    elif mode == "LA":
+        grey = Image.fromarray(np.full((15, 20), 80, np.uint8))
+        picture = Image.merge("LA", (grey, Image.fromarray(drawn() * np.uint8(255))))
+    else:
+        picture = Image.fromarray(drawn().astype(np.uint16))
+    picture.save(tmp_path / "a.png")
     assert np.array_equal(read(tmp_path / "a.png"), drawn())
 
 
