@@ -180,6 +180,9 @@ SHARES = {
     "brain-mucormycosis__GMS": {"otsu": 49, "hsv": 10, "luminance": 42, "clam": 53},
     "helicobacterpylori__warthinstarry": {"otsu": 45, "hsv": 1, "luminance": 37, "clam": 54},
     "amyloid__crystalviolet": {"otsu": 32, "hsv": 91, "luminance": 28, "clam": 91},
+    "glycogenstorage__PAS": {"otsu": 27, "hsv": 50, "luminance": 23, "clam": 45},
+    "glycogenstorage__PASD": {"otsu": 22, "hsv": 24, "luminance": 13, "clam": 24},
+    "helicobacterpylori__giemsa": {"otsu": 40, "hsv": 43, "luminance": 36, "clam": 43},
     "helicobacterpylori__IHC": {"otsu": 34, "hsv": 23, "luminance": 23, "clam": 24},
 }
 
