@@ -1,73 +1,79 @@
-"""Memory of many open slides, in a fresh process: after opening them, and after 20 reads of each.
+"""What an open slide keeps in memory, on the local disk and behind HTTP.
 
-The same file is opened again and again, which shares nothing but the page cache. Resident memory
-is that of the whole process less what it was before the first was opened.
+Opens one slide many times over, reads one tile of each, and divides what the process grew by.
+The remote one is served by ``range_server.py`` in a process of its own.
 
-Usage: uv run benchmarks/open_slides.py SLIDE [SLIDE ...] [-n 1000] [--reads 20] [--json FILE]
+Usage: open_slides.py SLIDE.svs [--shared ../shared] [--slides 1000] [--json FILE]
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
 import json
-import multiprocessing
-import resource
-import time
+import os
+import subprocess
+import sys
+import tempfile
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
+import psutil
 
-from anlage.slides.levels import read_tile
-from anlage.slides.reader import open_slide
-
-PAGES = Path("/proc/self/statm")
+MPP, TILE_PX = 0.5, 256
 
 
 def main() -> None:
-    """Measure each slide in a process of its own, print a table and write the figures."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("slides", nargs="+", type=Path)
-    parser.add_argument("-n", type=int, default=1000, help="handles that are open at once")
-    parser.add_argument("--reads", type=int, default=20, help="of 256 px tiles, from each")
-    parser.add_argument("--json", type=Path)
-    given = parser.parse_args()
-    figures = []
-    for path in given.slides:
-        with multiprocessing.get_context("spawn").Pool(1) as pool:
-            found = pool.apply(measure, (str(path), given.n, given.reads))
-        figures.append(found)
-        print("  ".join(f"{name} {value}" for name, value in found.items()))
-    if given.json:
-        given.json.write_text(json.dumps(figures, indent=1) + "\n")
+    """Measure each kind in a process of its own and print one JSON object."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("slide", type=Path)
+    parser.add_argument("--shared", type=Path, default=Path(__file__).parents[2] / "shared")
+    parser.add_argument("--slides", type=int, default=1000)
+    parser.add_argument("--json", type=Path, help="write the figures here too")
+    arguments = parser.parse_args()
+    server = [sys.executable, str(arguments.shared / "tools" / "range_server.py")]
+    slide = arguments.slide.resolve()
+    spawn = get_context("spawn")
+    with (
+        tempfile.TemporaryDirectory() as cache,
+        subprocess.Popen(  # noqa: S603 - this interpreter, the server named by the user
+            [*server, str(slide.parent)], stdout=subprocess.PIPE, text=True
+        ) as process,
+    ):
+        assert process.stdout is not None
+        url = f"{process.stdout.readline().split()[-1]}/{slide.name}"
+        figures = {"slides": arguments.slides}
+        for name, location in (("local_mb_each", str(slide)), ("remote_mb_each", url)):
+            with spawn.Pool(1) as pool:
+                figures[name] = pool.apply(mb_each, (location, arguments.slides, cache))
+        process.terminate()
+    print(json.dumps(figures, indent=1))
+    if arguments.json:
+        arguments.json.write_text(json.dumps(figures, indent=1) + "\n")
 
 
-def measure(path: str, n: int, n_reads: int) -> dict[str, float | str]:
-    """Megabytes and milliseconds of one open slide, in this process."""
-    with open_slide(path) as slide:  # imports and first allocations are none of a slide's
-        read_tile(slide, 0, 0, size_px=256, mpp=2 * slide.mpp)
-        limit = [max(1, px - round(512 * slide.levels[0].downsample)) for px in slide.size]
-    before, start = resident_mb(), time.perf_counter()
-    slides = [open_slide(path) for _ in range(n)]
-    opened, opening = resident_mb(), time.perf_counter() - start
-    draw = np.random.default_rng(0)
-    for slide in slides:
-        for x, y in draw.integers(0, limit, (n_reads, 2)).tolist():
-            read_tile(slide, x, y, size_px=256, mpp=2 * slide.mpp)
-    return {
-        "slide": Path(path).name,
-        "reader": slides[0].reader,
-        "n": n,
-        "mb_each_open": round((opened - before) / n, 3),
-        "mb_each_after_reads": round((resident_mb() - before) / n, 3),
-        "ms_each_to_open": round(1e3 * opening / n, 3),
-    }
+def mb_each(location: str, n_slides: int, cache: str) -> float:
+    """Growth of this process by each open slide, MB; ten are opened and closed before."""
+    from anlage.slides.levels import read_tile
+    from anlage.slides.reader import SlideReader, open_slide
 
+    os.environ["ANLAGE_CACHE"] = cache
+    generator = np.random.default_rng(0)
 
-def resident_mb() -> float:
-    """Resident memory of this process, MB."""
-    return int(PAGES.read_text().split()[1]) * resource.getpagesize() / 1e6
+    def opened() -> SlideReader:
+        slide = open_slide(location)
+        x, y = generator.integers(0, np.array(slide.size) // 2).tolist()
+        read_tile(slide, x, y, size_px=TILE_PX, mpp=MPP)
+        return slide
+
+    for _ in range(10):
+        opened().close()
+    gc.collect()
+    before = psutil.Process().memory_info().rss
+    slides = [opened() for _ in range(n_slides)]
+    gc.collect()
+    return (psutil.Process().memory_info().rss - before) / len(slides) / 1e6
 
 
 if __name__ == "__main__":
