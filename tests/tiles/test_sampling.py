@@ -3,14 +3,17 @@ from __future__ import annotations
 import logging
 from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from column_catalogue import ColumnCatalogue
+from small_catalogue import make_catalogue
 
 from anlage.errors import TrainingError
 from anlage.geometry import level_px
+from anlage.slides.levels import read_tile
 from anlage.tiles.magnification import ContinuousMpp
 from anlage.tiles.sampling import TileRequest, TileSampler, sampler_from_catalogue
 from anlage.tiles.windows import batch_indices
@@ -333,3 +336,27 @@ def test_draws_are_pinned() -> None:
         ("a", 2464, 1571, 0.5),
         ("a", 789, 1452, 0.5),
     ]
+
+
+def test_a_real_catalogue_is_drawn_from(tmp_path: Path) -> None:
+    """110 px squares of tissue at 1 mpp, in glass of 256 x 192."""
+    slides = make_catalogue(tmp_path, 3)
+    drawing = sampler_from_catalogue(
+        slides.select(split="train"),
+        seed=0,
+        size_px=32,
+        batch_size=8,
+        magnifications={1.0: 1.0},
+        min_tissue=0.9,
+        tiles_per_region=4,
+        balance={"patient_id": 1.0, "grade": 0.5},
+    )
+    for step in range(20):
+        tiles = [drawing.draw(g) for g in range(8 * step, 8 * step + 8)]
+        assert {tile.slide_id for tile in tiles} <= {"a", "b"}
+        for tile in tiles:
+            assert min(tile.x, tile.y) >= 30
+            assert max(tile.x, tile.y) + 32 <= 160
+            with slides.open_slide(tile.slide_id) as slide:
+                pixels = read_tile(slide, tile.x, tile.y, size_px=32, mpp=1.0)
+            assert np.mean(pixels[..., 1] < 150) > 0.8

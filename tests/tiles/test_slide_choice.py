@@ -92,7 +92,8 @@ def test_nothing_is_drawn_that_a_slide_cannot_give(seed: int, law: str) -> None:
     )
     drawing = choice(laws, weights, finest, coarsest)
     assert len(drawing.uncovered) == 0
-    row_N, mpp_N = drawing.draw(generator.random(2000), generator.random(2000))
+    mpp_q_N = generator.choice([0.0, 0.4, np.nextafter(1, 0)], 2000)
+    row_N, mpp_N = drawing.draw(generator.random(2000), mpp_q_N)
     assert (weights[row_N] > 0).all()
     assert (mpp_N >= finest[row_N] * (1 - 1e-9)).all()
     assert (mpp_N <= coarsest[row_N] * (1 + 1e-9)).all()
