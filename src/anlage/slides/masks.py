@@ -15,6 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 from anlage.geometry import Size, area_mm2, level0_px
 
 EDGE_DECIMALS = 6  # mask pixels
+ROUNDING_PX = 1e-6  # an extent this little above a whole number of pixels is that number
 MAX_MASK_PX = 64_000_000  # the largest glass there is (50 x 76 mm) at 8 µm has 59 million
 
 
@@ -33,7 +34,7 @@ class TissueMask:
 
 
 def mask_shape(slide_size: Size, *, slide_mpp: float, mask_mpp: float) -> tuple[int, int]:
-    """Height and width of a mask that covers a slide: its extent in mask pixels, rounded up.
+    """Height and width of a mask or an overview: the slide's extent in its pixels, rounded up.
 
     Args:
         slide_size: Of level 0, pixels.
@@ -41,7 +42,7 @@ def mask_shape(slide_size: Size, *, slide_mpp: float, mask_mpp: float) -> tuple[
         mask_mpp: Resolution of the mask, micrometres per pixel.
     """
     width, height = (
-        max(1, ceil(round(level0_px(px, mpp=slide_mpp, slide_mpp=mask_mpp), EDGE_DECIMALS)))
+        max(1, ceil(level0_px(px, mpp=slide_mpp, slide_mpp=mask_mpp) - ROUNDING_PX))
         for px in slide_size
     )
     return height, width

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from math import ceil
 
 import cv2
 import numpy as np
@@ -11,11 +10,11 @@ from numpy.typing import NDArray
 
 from anlage.geometry import Size, level0_px
 from anlage.slides.levels import choose_level
+from anlage.slides.masks import mask_shape
 from anlage.slides.reader import SlideReader
 
 BLOCK_PX = 4096  # edge of one read, in pixels of the level
 THUMBNAIL_PX = 512
-ROUNDING_PX = 1e-6  # an extent this little above a whole number of pixels is that number
 
 Pixels = NDArray[np.uint8]
 
@@ -44,9 +43,7 @@ def read_overview(slide: SlideReader, *, mpp: float) -> tuple[Pixels, float]:
         msg = f"read_overview needs mpp > 0; got {mpp}. Ask for 8 to find tissue."
         raise ValueError(msg)
     mpp = max(mpp, slide.mpp)
-    width, height = (
-        max(1, ceil(level0_px(px, mpp=slide.mpp, slide_mpp=mpp) - ROUNDING_PX)) for px in slide.size
-    )
+    height, width = mask_shape(slide.size, slide_mpp=slide.mpp, mask_mpp=mpp)
     level = choose_level(slide.levels, slide_mpp=slide.mpp, target_mpp=mpp)
     ratio = level0_px(1, mpp=mpp, slide_mpp=slide.mpp) / slide.levels[level].downsample
     reduce = max((n for n in slide.reductions(level) if n <= ratio), default=1)
