@@ -16,9 +16,8 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import statistics
 import tempfile
-import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +26,7 @@ import numpy as np
 import obstore
 from obstore.store import S3Store
 from remote import MPP, TILE_PX, read_ours
+from turns import take_turns
 
 from anlage.slides.levels import TileWindow
 from anlage.slides.reader import SlideReader, open_slide
@@ -72,23 +72,19 @@ def measure(
     """Median rates, their ratio, and the largest difference of pixels."""
     span = round(TILE_PX * MPP / here.mpp)
     generator = np.random.default_rng(0)
-    corners = generator.integers(
-        0, [here.size.width - span, here.size.height - span], (rounds + 1, n_tiles, 2)
-    )
-    rates: dict[str, list[float]] = {"local": [], "s3": []}
-    for number, share in enumerate(corners):
-        for name, slide in (("local", here), ("s3", there)):
-            start = time.perf_counter()
-            n_read = read_ours(slide, share, decode="scaled", depth=depth)
-            if number > 0:
-                rates[name].append(n_read / (time.perf_counter() - start))
-    median = {name: statistics.median(found) for name, found in rates.items()}
+    extent = [here.size.width - span, here.size.height - span]
+    corners_N2 = generator.integers(0, extent, (n_tiles, 2))
+    sides = {
+        name: (partial(read_ours, slide, corners_N2, decode="scaled", depth=depth), n_tiles)
+        for name, slide in (("local", here), ("s3", there))
+    }
+    per_s = {name: rate.per_s for name, rate in take_turns(sides, rounds=rounds).items()}
     return {
         "depth": depth,
         "rounds": rounds,
-        "tiles_per_s": median,
-        "s3_share_of_local": median["s3"] / median["local"],
-        "largest_difference": _largest_difference(here, there, corners[0, :N_COMPARED]),
+        "tiles_per_s": per_s,
+        "s3_share_of_local": per_s["s3"] / per_s["local"],
+        "largest_difference": _largest_difference(here, there, corners_N2[:N_COMPARED]),
     }
 
 
