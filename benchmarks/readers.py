@@ -52,6 +52,9 @@ def main() -> None:
     sys.path.insert(0, str(given.baselines))
     figures = []
     for path in given.slides:
+        if openslide.PROPERTY_NAME_MPP_X not in openslide.OpenSlide(str(path)).properties:
+            print(f"\n{path.name}: says no resolution, without which OpenSlide has no window")
+            continue
         found = measure(path, mpp=given.mpp, tile_px=given.tile_px, n=given.n, rounds=given.rounds)
         figures.append(found)
         print_table(found)

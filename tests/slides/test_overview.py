@@ -1,19 +1,22 @@
 from __future__ import annotations
 
 import tracemalloc
+from pathlib import Path
 from typing import ClassVar
 
 import cv2
 import numpy as np
 import pytest
 from slide_tissue import tissue_of_slide
-from synthetic_slides import ArraySlide, pyramid, tissue_like
+from synthetic_slides import ArraySlide, pyramid, tissue_like, write_tiff
 
 from anlage.geometry import Size
 from anlage.slides import overview
 from anlage.slides.overview import read_overview, shrink, thumbnail_mpp
 from anlage.slides.reader import SlideReader, levels_of
 from anlage.slides.resolution import Resolution
+from anlage.slides.tiff_reader import TiffReader
+from anlage.slides.tiled_picture import TiledPicture
 
 
 class FlatSlide(SlideReader):
@@ -151,3 +154,49 @@ def test_a_thumbnail_is_at_most_512_long_and_never_enlarged() -> None:
 def test_an_absurd_resolution_is_refused(mpp: float) -> None:
     with pytest.raises(ValueError, match=r"needs mpp > 0"):
         read_overview(ArraySlide([tissue_like(64, 64)], mpp=0.5), mpp=mpp)
+
+
+@pytest.mark.parametrize("mpp", [2.0, 2.9, 4.0, 8.0])
+def test_a_jpeg_slide_is_decoded_small_and_shows_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mpp: float
+) -> None:
+    picture = cv2.GaussianBlur(tissue_like(1003, 777), (0, 0), 3)
+    path = write_tiff(tmp_path / "jpeg.tiff", [picture], compression="jpeg")
+    reads: list[int] = []
+    original = SlideReader.read_region
+
+    def noted(slide: SlideReader, *place: int, level: int = 0, reduce: int = 1) -> np.ndarray:
+        reads.append(reduce)
+        return original(slide, *place, level=level, reduce=reduce)
+
+    monkeypatch.setattr(SlideReader, "read_region", noted)
+    with TiffReader(str(path)) as slide:
+        found, found_mpp = read_overview(slide, mpp=mpp)
+    assert set(reads) == {4 if mpp < 4 else 8}
+    expected, _ = read_overview(ArraySlide([picture], mpp=0.5), mpp=mpp)
+    assert found_mpp == mpp
+    assert found.shape == expected.shape
+    assert np.abs(found.astype(int) - expected).mean() < 1.5
+
+
+def test_strips_are_read_in_blocks_as_wide_as_they_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(overview, "BLOCK_PX", 128)
+    picture = tissue_like(1000, 300)
+    path = write_tiff(
+        tmp_path / "strips.tiff", [picture], tile=None, rowsperstrip=16, compression="deflate"
+    )
+    decoded: list[int] = []
+    original = TiledPicture.decode
+
+    def counted(tiled: TiledPicture, index: int, *rest: object, **how: object) -> np.ndarray:
+        decoded.append(index)
+        return original(tiled, index, *rest, **how)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(TiledPicture, "decode", counted)
+    with TiffReader(str(path)) as slide:
+        found, _ = read_overview(slide, mpp=2.0)
+    assert len(decoded) <= 2 * 2 * 19  # 19 strips; one wider than a block would be 8 times each
+    expected, _ = read_overview(ArraySlide([picture], mpp=0.5), mpp=2.0)
+    np.testing.assert_array_equal(found, expected)

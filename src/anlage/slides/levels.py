@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal, NamedTuple, get_args
 
 import cv2
@@ -153,11 +154,13 @@ def resample(pixels: NDArray[np.uint8], *, ratio: float, size_px: int) -> NDArra
     """
     if ratio == 1:
         return pixels
-    if len(pixels) - len(pixels) / ratio < CV2_COPIES_BELOW:
+    moved = len(pixels) / ratio - len(pixels)  # by which target and source differ in size
+    if -CV2_COPIES_BELOW < moved < CV2_COPIES_BELOW:
         return _averaged(pixels, ratio, size_px)
     # Without a target size cv2 keeps the ratio as it is, and does not round it to fit one.
-    reduced = cv2.resize(pixels, None, fx=1 / ratio, fy=1 / ratio, interpolation=cv2.INTER_AREA)
-    return np.asarray(reduced[:size_px, :size_px], np.uint8)
+    how = cv2.INTER_AREA if ratio > 1 else cv2.INTER_LINEAR
+    resized = cv2.resize(pixels, None, fx=1 / ratio, fy=1 / ratio, interpolation=how)
+    return np.asarray(resized[:size_px, :size_px], np.uint8)
 
 
 def _averaged(source: NDArray[np.uint8], ratio: float, size_px: int) -> NDArray[np.uint8]:
@@ -168,14 +171,27 @@ def _averaged(source: NDArray[np.uint8], ratio: float, size_px: int) -> NDArray[
     """
     box = max(ratio, 1.0)
     start = (np.arange(size_px) + 0.5) * ratio - box / 2
-    pixel = np.floor(start).astype(np.int64)[:, None] + np.arange(3)  # a box below 2 touches 3
+    first = np.floor(start).astype(np.int64)
+    pixel = first[:, None] + np.arange(3)  # a box below 2 touches 3
     covered = np.minimum(pixel + 1, start[:, None] + box) - np.maximum(pixel, start[:, None])
     share = (np.clip(covered, 0, 1) / box).astype(np.float32)
-    pixel = np.clip(pixel, 0, len(source) - 1)
-    rows = np.zeros((size_px, *source.shape[1:]), np.float32)
-    tile = np.zeros((size_px, size_px, 3), np.float32)
-    for k in range(3):
-        rows += share[:, k, None, None] * source[pixel[:, k]]
-    for k in range(3):
-        tile += share[:, k, None] * rows[:, pixel[:, k]]
-    return np.asarray(np.rint(tile), np.uint8)
+    framed = cv2.copyMakeBorder(source, 1, 3, 1, 3, cv2.BORDER_REPLICATE).astype(np.float32)
+    columns = np.asarray(cv2.transpose(_weighted(framed, first + 1, share)), np.float32)
+    tile = cv2.transpose(_weighted(columns, first + 1, share))
+    return np.asarray(cv2.convertScaleAbs(tile), np.uint8)  # rounds
+
+
+def _weighted(
+    rows: NDArray[np.float32], first: NDArray[np.int64], share: NDArray[np.float32]
+) -> NDArray[np.float32]:
+    """Sums of three rows each, from ``first`` on: those of neighbours lie side by side in runs."""
+    flat = rows.reshape(len(rows), -1)
+    total = np.empty((len(first), flat.shape[1]), np.float32)
+    bounds = [0, *(np.flatnonzero(np.diff(first) != 1) + 1).tolist(), len(first)]
+    for start, stop in pairwise(bounds):
+        at = int(first[start])
+        run = total[start:stop]
+        np.multiply(flat[at : at + stop - start], share[start:stop, :1], out=run)
+        for k in (1, 2):
+            run += flat[at + k : at + k + stop - start] * share[start:stop, k : k + 1]
+    return total.reshape(len(first), *rows.shape[1:])
