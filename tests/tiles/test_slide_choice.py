@@ -124,6 +124,9 @@ def test_resolutions_that_no_slide_can_give_are_named() -> None:
     drawing = choice(DiscreteMpp(SHARES), [1, 0], [0.5, 0.25], [1.5, 9])
     assert drawing.uncovered.tolist() == [0.25, 2.0]
     assert drawing.is_usable.tolist() == [True, False]
+    for weights in np.random.default_rng(0).random((50, 3)):  # what remains is 0, or nearly
+        rounded = choice(DiscreteMpp(SHARES), weights, [0.25] * 3, [0.3, 0.6, 1.1])
+        assert rounded.uncovered.tolist() == [2.0]
     assert choice(ContinuousMpp(0.25, 2), [1, 1], [0.5, 0.25], [2, 0.4]).uncovered == pytest.approx(
         [np.sqrt(0.4 * 0.5)]
     )
