@@ -16,8 +16,11 @@ from PIL import Image
 from synthetic_slides import pyramid, write_tiff
 
 from anlage.errors import SlideError
+from anlage.samples import slides_folder
 from anlage.slides.byte_source import SlideChangedError
+from anlage.slides.levels import TileWindow
 from anlage.slides.reader import SlideReader, open_slide
+from anlage.slides.regions import read_tiles
 
 NEVER_S = 90  # only a hang takes as long
 
@@ -257,3 +260,27 @@ def test_an_absurd_time_limit(monkeypatch: pytest.MonkeyPatch, text: str) -> Non
     monkeypatch.setenv("ANLAGE_REMOTE_SECONDS", text)
     with pytest.raises(ValueError, match=f"a number of seconds above 0; got '{text}'"):
         open_slide("http://127.0.0.1:9/a.svs")
+
+
+@pytest.mark.parametrize("name", ["CMU-1-Small-Region.svs", "erosion__HE.tiff"])
+def test_a_real_slide_says_and_shows_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setenv("ANLAGE_CACHE", str(tmp_path))
+    with serve(slides_folder()) as server, open_slide(slides_folder() / name) as here:
+        for _ in range(2):  # parsed, and from its sidecar
+            with open_slide(server.url(name)) as there:
+                assert (there.vendor, there.levels) == (here.vendor, here.levels)
+                assert (there.resolution, there.icc_profile) == (here.resolution, here.icc_profile)
+                assert there.associated == here.associated
+                for picture in here.associated:
+                    np.testing.assert_array_equal(
+                        there.read_associated(picture), here.read_associated(picture)
+                    )
+                np.testing.assert_array_equal(
+                    there.read_region(700, 300, 900, 800), here.read_region(700, 300, 900, 800)
+                )
+                windows = [TileWindow(x, 400, 224, 1.0) for x in (0, 240, 900)]
+                pairs = zip(read_tiles(there, windows), read_tiles(here, windows), strict=True)
+                for found, expected in pairs:
+                    np.testing.assert_array_equal(found, expected)
