@@ -79,10 +79,16 @@ def encode_jpeg(tile: np.ndarray) -> bytes:
 
 
 def encode_rgb_jpeg(tile: np.ndarray) -> bytes:
-    """Three components that are RGB, with no segment that says so."""
-    encoded = bytes(imagecodecs.jpeg8_encode(tile, level=95, colorspace="RGB", outcolorspace="RGB"))
+    """Three components that are RGB, of which nothing in the JPEG tells: only the data set does."""
+    encoded = bytearray(imagecodecs.jpeg8_encode(tile, level=95, outcolorspace="RGB"))
+    assert b"JFIF" not in encoded
+    assert b"Adobe" in encoded
+    for name, number in zip(b"RGB", (1, 2, 3), strict=True):
+        frame, scan = encoded.find(b"\xff\xc0") + 10, encoded.find(b"\xff\xda") + 5
+        assert encoded[frame + 3 * (number - 1)] == encoded[scan + 2 * (number - 1)] == name
+        encoded[frame + 3 * (number - 1)] = encoded[scan + 2 * (number - 1)] = number
     at = encoded.find(b"\xff\xee")
-    return encoded if at < 0 else encoded[:at] + encoded[at + 16 :]
+    return bytes(encoded[:at] + encoded[at + 16 :])
 
 
 WAYS: dict[str, dict[str, Any]] = {

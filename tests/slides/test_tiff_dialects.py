@@ -21,6 +21,7 @@ from tiff_dialects import (
 
 from anlage.errors import SlideError
 from anlage.slides.openslide_reader import OpenSlideReader
+from anlage.slides.philips_tiff import PhilipsDescription
 from anlage.slides.reader import SlideReader, UnknownFormatError, open_slide
 from anlage.slides.tiff_reader import TiffReader
 
@@ -172,6 +173,18 @@ def test_philips(tmp_path: Path, philips_levels: list[np.ndarray], compression: 
             )
 
 
+def test_the_spacing_of_rows_stands_first_in_philips(
+    tmp_path: Path, philips_levels: list[np.ndarray]
+) -> None:
+    path = write_philips(tmp_path / "a.tiff", philips_levels, label=LABEL, macro=MACRO)
+    with tifffile.TiffFile(path) as tiff:
+        text = tiff.pages.first.description
+    text = text.replace('"0.000250000" "0.000250000"', '"0.000250000" "0.000500000"')
+    described = PhilipsDescription("a", text)
+    assert described.mpp == pytest.approx((0.5, 0.25))
+    assert described.spacings[:2] == [pytest.approx((0.5, 0.25)), pytest.approx((0.5, 0.5))]
+
+
 def leave_out(path: Path, *, page: int, tiles: Sequence[int]) -> None:
     """Make tiles of a page missing, as in a sparse file."""
     with tifffile.TiffFile(path, mode="r+b") as tiff:
@@ -282,7 +295,8 @@ def test_entities_in_a_description_are_never_expanded(tmp_path: Path) -> None:
         open_slide(path)
 
 
-def test_ome_with_levels_as_pages(tmp_path: Path) -> None:
+@pytest.mark.parametrize("is_reduced", [True, False])
+def test_ome_with_levels_as_pages(tmp_path: Path, is_reduced: bool) -> None:
     """The flat kind: OME-XML names the first page, the others are reduced copies of it."""
     levels = pyramid(500, 332)
     path = tmp_path / "a.ome.tif"
@@ -299,12 +313,13 @@ def test_ome_with_levels_as_pages(tmp_path: Path) -> None:
                 level,
                 photometric="rgb",
                 tile=(64, 112),
-                subfiletype=int(i > 0),
+                subfiletype=int(is_reduced and i > 0),
                 description=text if i == 0 else None,
                 metadata=None,
             )
     with open_slide(path) as slide:
         assert (slide.reader, slide.vendor, slide.mpp) == ("tiled-tiff", "ome", 0.25)
         assert np.array_equal(whole(slide), levels[0])
-        assert [level.downsample for level in slide.levels] == [1, 2, 4]
-        assert np.array_equal(whole(slide, 2), levels[2])
+        assert [level.downsample for level in slide.levels] == ([1, 2, 4] if is_reduced else [1])
+        if is_reduced:
+            assert np.array_equal(whole(slide, 2), levels[2])
