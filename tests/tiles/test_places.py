@@ -185,3 +185,23 @@ def test_tiles_of_very_many_mask_pixels_are_counted() -> None:
         mask, slide_size=(330, 320), per_mask_px=1.0, edge=300.0, min_tissue=enough / 90_000
     )
     assert 0 < places.n_places == sum(count >= enough for count in counts) < len(counts)
+
+
+@settings(max_examples=30, deadline=None)
+@given(mask=MASKS, edge=st.sampled_from([Fraction(8), Fraction("9.7"), Fraction("12.5")]))
+def test_no_place_is_missed(mask: tuple[int, int, int], edge: Fraction) -> None:
+    """A mask pixel is a place if the tiles at all its corners hold enough tissue."""
+    places, tissue_mask = places_of(*mask, edge=float(edge))
+    expected = set()
+    for row, y_ends in enumerate(zip(places.y_low, places.y_high, strict=True)):
+        for column, x_ends in enumerate(zip(places.x_low, places.x_high, strict=True)):
+            least = min(
+                tissue_of_tile(tissue_mask, int(x), int(y), edge=edge, per_mask_px=Fraction("3.2"))
+                for x in x_ends
+                for y in y_ends
+            )
+            if least >= Fraction("0.6"):
+                expected.add(row * len(places.x_low) + column)
+    runs = zip(places.run_starts.tolist(), np.diff(places.n_before).tolist(), strict=True)
+    found = {place for start, length in runs for place in range(start, start + length)}
+    assert found == expected
