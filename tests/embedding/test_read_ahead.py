@@ -10,6 +10,7 @@ from anlage.embedding.slide_plan import SlideJob, tiles_of
 from anlage.errors import SlideError
 from anlage.slides.levels import read_tile
 from anlage.slides.regions import start_tiles
+from anlage.slides.tiled_picture import TiledPicture
 from anlage.tiles.spec import TileSpec
 
 SPEC = TileSpec(size_px=32, mpp=1.0, stride_px=32, min_tissue=0.25)
@@ -142,3 +143,18 @@ def test_an_error_that_is_no_slides_fault_is_not_swallowed(catalogue, monkeypatc
     monkeypatch.setattr("anlage.embedding.read_ahead.start_tiles", Reading(breaks))
     with pytest.raises(ZeroDivisionError):
         gather(catalogue, make_jobs(catalogue), batch_size=4)
+
+
+def test_native_tiles_are_decoded_once_for_a_block(catalogue, monkeypatch):
+    decoded = []
+
+    def noted(self, number, *arguments, **settings):
+        decoded.append((id(self), number))
+        return decode(self, number, *arguments, **settings)
+
+    decode = TiledPicture.decode
+    monkeypatch.setattr(TiledPicture, "decode", noted)
+    jobs = list(make_jobs(catalogue))
+    gather(catalogue, jobs, batch_size=3)
+    n_tiles = sum(len(job.corners) for job in jobs)
+    assert 0 < len(decoded) == len(set(decoded)) < n_tiles
