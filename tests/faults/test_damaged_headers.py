@@ -89,6 +89,7 @@ def test_a_damaged_index_of_a_tiff(tmp_path: Path, make: Callable[[Path], Path])
     assert sum(bool(outcome.error) for outcome in found) > N_DAMAGES // 10
 
 
+@pytest.mark.slow
 def test_a_damaged_head_of_a_dicom(tmp_path: Path) -> None:
     path = dicom(tmp_path)
     places = np.arange(128, path.read_bytes().find(b"\xe0\x7f\x10\x00"))

@@ -35,7 +35,8 @@ LIMIT_S = 120
 
 def whole(slide: SlideReader, level: int = 0) -> np.ndarray:
     shape = slide.levels[level]
-    return slide.read_region(0, 0, shape.width, shape.height, level=level)
+    width, height = min(shape.width, 700), min(shape.height, 500)  # but of the largest real one
+    return slide.read_region(0, 0, width, height, level=level)
 
 
 def furthest(a: np.ndarray, b: np.ndarray) -> int:
