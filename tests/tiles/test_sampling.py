@@ -185,6 +185,19 @@ def test_balance_and_base_decide_how_often_slides_are_drawn() -> None:
     np.testing.assert_allclose(np.bincount(drawn) / 6400, np.arange(5) / 10, atol=2e-3)
 
 
+def test_slides_that_are_never_drawn_do_not_count_in_frequencies() -> None:
+    slides = {"a": {"stain": "IHC"}, "b": {"stain": "H&E"}, "c": {"stain": "H&E", "mpp": 2.0}}
+    drawn = sampler(slides, balance={"stain": 1.0}).draw_many(np.arange(640)).slide
+    assert np.bincount(drawn, minlength=3).tolist() == [320, 320, 0]
+
+
+def test_attempts_are_replaced_independently() -> None:
+    slides = many(20) | {"empty": {"mask": EMPTY, "tissue_area_mm2": 400.0}}
+    drawing = sampler(slides, base="tissue_area")
+    assert len({drawing.draw(3, attempt=k).slide for k in range(1, 21)}) > 5
+    assert len({drawing.draw(g).slide for g in range(20)}) > 5
+
+
 def test_another_attempt_is_another_tile_and_stays_the_same() -> None:
     drawing = sampler(tiles_per_region=4)
     attempts = [drawing.draw(9, attempt=k) for k in range(20)]
@@ -271,6 +284,14 @@ def test_views_share_a_centre_and_lie_on_the_slide() -> None:
             assert min(view.x, view.y) >= 0
             assert view.x + edge <= 3290
             assert view.y + edge <= 2530
+
+
+@pytest.mark.parametrize(("mpp", "factor"), [(0.25, 0.5), (2.0, 8.0)])
+def test_views_that_no_slide_can_give_are_refused(mpp: float, factor: float) -> None:
+    magnifications = {0.5: 1.0, mpp: 1.0}
+    sampler(magnifications=magnifications)
+    with pytest.raises(TrainingError, match=rf"64 px tiles at {mpp:g} mpp"):
+        sampler(magnifications=magnifications, view_mpp_factors=(1.0, factor))
 
 
 def test_a_slide_in_quarantine_is_drawn_no_more() -> None:
