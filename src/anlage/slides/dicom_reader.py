@@ -12,8 +12,7 @@ from anlage.errors import SlideError
 from anlage.geometry import Size
 from anlage.slides.byte_source import ByteSource
 from anlage.slides.dicom_index import read_dicom_index
-from anlage.slides.location import is_remote
-from anlage.slides.reader import SlideReader, UnknownFormatError, levels_of
+from anlage.slides.reader import SlideReader, levels_of
 from anlage.slides.rectangle import Outcome, Rectangle
 from anlage.slides.resolution import find_resolution
 from anlage.slides.tile_parts import TileParts, read_part
@@ -38,8 +37,6 @@ class DicomReader(SlideReader):
     reader: ClassVar[str] = "dicom"
 
     def __init__(self, path: str, *, mpp: float | None = None) -> None:
-        if is_remote(path):
-            raise UnknownFormatError(path, "DICOM is read from local files only.")
         self._index, source = read_dicom_index(path)
         super().__init__(
             path,
