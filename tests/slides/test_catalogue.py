@@ -293,6 +293,10 @@ def test_many_slides_are_found_without_their_pictures(tmp_path: Path) -> None:
         assert (row.slide_id, row.width) == (ids[place], place)
     assert [row.slide_id for row in catalogue.iter_rows()] == ids
     assert not masks_path(path).exists()  # never looked for
+    for first, last in ((0, 1), (4000, 8192), (4096, 4097), (8191, 20_000)):
+        assert catalogue.rows_between(first, last)["slide_id"].to_pylist() == ids[first:last]
+    view = catalogue.select(slide_id="slide-00500")
+    assert view.rows_between(0, 1) == view.table
 
 
 @pytest.mark.parametrize("group_rows", [700, 4096, 20_000])

@@ -13,6 +13,7 @@ from small_catalogue import make_catalogue, write_labels, write_slide
 
 from anlage.errors import CatalogueError, TissueError
 from anlage.folder_lock import lock_folder
+from anlage.slides import index_table
 from anlage.slides.catalogue import Catalogue
 from anlage.slides.found_slide import read_refused
 from anlage.slides.index import index_slides
@@ -116,6 +117,27 @@ def test_slides_whose_pictures_are_gone_are_examined_again(tmp_path: Path) -> No
     assert result.catalogue is not None
     assert result.catalogue.mask("c").mask.any()
     assert result.catalogue.row("c").patient_id == "p-c"
+
+
+def test_a_table_of_many_parts_is_put_together_as_of_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(index_table, "ROWS_PER_BLOCK", 2)
+    monkeypatch.setattr(index_table, "ROWS_PER_PIECE", 2)
+    catalogue = make_catalogue(tmp_path, n_slides=6)
+    add_column(catalogue, "age", pa.array([1, 2, 3, 4, 5, 6]))
+    write_slide(tmp_path / "bb.tif", seed=8)
+    (tmp_path / "d.tif").unlink()
+    names = ["f", "bb", "a", "e", "c", "b"]
+    paths = [tmp_path / f"{name}.tif" for name in names]
+    found = index_slides(paths, catalogue.path).catalogue
+    assert found is not None
+    assert found.column("slide_id").to_pylist() == names
+    assert found.column("age").to_pylist() == [6, None, 1, 5, 3, 2]
+    assert found.column("patient_id").to_pylist() == ["p-f", "bb", "p-a", "p-e", "p-c", "p-b"]
+    for name in names:
+        assert found.row(name).uri == f"{name}.tif"
+        assert found.mask(name).mask.any()
 
 
 def test_adding_to_nothing_or_to_what_cannot_be_read_is_refused(tmp_path: Path) -> None:

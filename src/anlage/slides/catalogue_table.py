@@ -137,6 +137,13 @@ class TableFile:
             yield int(self._ends[first]), self._read(range(first, last), names)
             first = last
 
+    def rows_between(self, first: int, last: int) -> pa.Table:
+        """The rows from ``first`` to before ``last``, by reading the row groups that hold them."""
+        start = int(np.searchsorted(self._ends, first, side="right")) - 1
+        stop = int(np.searchsorted(self._ends, last, side="left"))
+        block = self._read(range(start, stop), None)
+        return block.slice(first - int(self._ends[start]), last - first)
+
     def record(self, row: int, columns: Sequence[str] | None = None) -> dict[str, Any]:
         """The values of one row, by reading its row group of those columns."""
         names = tuple(self.schema.names if columns is None else columns)

@@ -68,15 +68,14 @@ def write_rows(
     Raises:
         CatalogueError: If a label column has the name of a user's column that holds no text.
     """
-    before = None if earlier is None else earlier.table
     label_columns = [] if labels is None else [pa.field(c, pa.string()) for c in labels.columns]
     others = {field.name: field for field in label_columns}
-    if before is not None:
-        users = (f for f in before.schema if f.name not in FIXED and f.name not in others)
+    if earlier is not None:
+        users = (f for f in earlier.schema if f.name not in FIXED and f.name not in others)
         others = {field.name: pa.field(field.name, field.type) for field in users} | others
     schema = table_schema(others.values())
     parts = (accepted[i : i + ROWS_PER_BLOCK] for i in range(0, len(accepted), ROWS_PER_BLOCK))
-    blocks = _blocks(parts, measured.table(), before, schema=schema, labels=labels)
+    blocks = _blocks(parts, measured.table(), earlier, schema=schema, labels=labels)
     try:
         write_table(output, blocks, schema)
     except _UnfitColumnError as error:
@@ -90,35 +89,50 @@ class _UnfitColumnError(Exception):
 def _blocks(
     parts: Iterable[Sequence[tuple[Entry, int | None]]],
     measured: pa.Table,
-    before: pa.Table | None,
+    earlier: Catalogue | None,
     *,
     schema: pa.Schema,
     labels: Labels | None,
 ) -> Iterator[pa.Table]:
-    sources = measured
-    if before is not None:
-        sources = pa.concat_tables([before.select(MEASURED.names).cast(MEASURED), measured])
-    n_before = 0 if before is None else before.num_rows
+    """The catalogue's rows part by part; of the earlier ones only those near a part are held."""
     relabelled = set() if labels is None else {*labels.own_columns, *labels.columns}
     for part in parts:
         entries = [entry for entry, _ in part]
-        source = [e.earlier if new is None else n_before + new for e, new in part]
+        before, rows = _rows_before(earlier, entries)
+        sources, n_before = measured, 0
+        if before is not None:
+            sources = pa.concat_tables([before.select(MEASURED.names).cast(MEASURED), measured])
+            n_before = len(before)
+        source = [
+            row if new is None else n_before + new for row, (_, new) in zip(rows, part, strict=True)
+        ]
         columns = dict(zip(MEASURED.names, sources.take(pa.array(source, pa.int64())), strict=True))
         columns["slide_id"] = pa.array([entry.slide_id for entry in entries], pa.string())
         columns["uri"] = pa.array([entry.uri for entry in entries], pa.string())
-        rows = pa.array([entry.earlier for entry in entries], pa.int64())
         for field in schema:
             name = field.name
             if name in columns:
                 continue
             column = pa.nulls(len(part), field.type)
             if before is not None and name in before.column_names:
-                column = before.column(name).take(rows)
+                column = before.column(name).take(pa.array(rows, pa.int64()))
             if name in relabelled:
                 column = _relabelled(name, column, entries)
             columns[name] = column
         columns["patient_id"] = pc.coalesce(columns["patient_id"], columns["slide_id"])
         yield pa.table(columns)
+
+
+def _rows_before(
+    earlier: Catalogue | None, entries: Sequence[Entry]
+) -> tuple[pa.Table | None, list[int | None]]:
+    """Rows of the earlier catalogue that hold all of some entries', and each one's place there."""
+    known = [entry.earlier for entry in entries if entry.earlier is not None]
+    if earlier is None or not known:
+        return None, [None] * len(entries)
+    first = min(known)
+    places = [None if entry.earlier is None else entry.earlier - first for entry in entries]
+    return earlier.rows_between(first, max(known) + 1), places
 
 
 def _relabelled(name: str, column: pa.Array, entries: Sequence[Entry]) -> pa.Array:
