@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import logging
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
 from pathlib import Path
@@ -174,6 +175,15 @@ def test_draw_many_gives_the_first_choices() -> None:
     assert draws.mpp.tolist() == [tile.mpp for tile in tiles]
     assert draws.numbers.shape == (700, 3)
     np.testing.assert_array_equal(draws.region, drawing.region_of(g_N))
+
+
+def test_a_sampler_is_freed_with_its_last_reference() -> None:
+    """Weights of millions of slides must not wait for the garbage collector."""
+    drawing = sampler()
+    drawing.draw(0)
+    reference = weakref.ref(drawing)
+    del drawing
+    assert reference() is None
 
 
 def test_balance_and_base_decide_how_often_slides_are_drawn() -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from math import floor
 
 import numpy as np
@@ -124,7 +124,7 @@ class TileSampler:
         self._slide_id, self._choice, self._places = slide_ids, choice, places
         self._windows = windows
         self._quarantine: dict[str, int] = {}
-        self._plan = lru_cache(maxsize=WINDOWS_KEPT)(self._plan_of)
+        self._plan = lru_cache(WINDOWS_KEPT)(partial(_first_choices, choice, windows))
 
     @property
     def steps_per_window(self) -> int:
@@ -223,11 +223,9 @@ class TileSampler:
         region_N = self.region_of(g_N)
         regions, inverse_N = np.unique(region_N, return_inverse=True)
         slide, mpp = self._choice.draw(*self._windows.quantiles(regions))
-        return SlideDraws(region_N, slide[inverse_N], mpp[inverse_N], self._numbers(g_N))
-
-    def _numbers(self, g_N: Integers) -> Floats:
-        """What chooses the places of samples, (N, 3)."""
-        return uniforms_of(3, seed=self.seed, g_N=g_N, purpose=Purpose.TILE)
+        return SlideDraws(
+            region_N, slide[inverse_N], mpp[inverse_N], _place_numbers(g_N, seed=self.seed)
+        )
 
     def _with_places(
         self, slide: int, mpp: float, *, step: int, redraw: Callable[[int], float]
@@ -273,14 +271,21 @@ class TileSampler:
             *(g, attempt, slide, found.slide_id, x, y, mpp, self.size_px, tuple(views))
         )
 
-    def _plan_of(self, window: int) -> _WindowPlan:
-        """First choices of a whole window: drawn at once, they cost a tenth."""
-        n = self._windows.n_regions
-        region_W = np.arange(window * n, (window + 1) * n)
-        g_N, starts = self._windows.samples_of_window(window)
-        slide_W, mpp_W = self._choice.draw(*self._windows.quantiles(region_W))
-        block_W2 = uniforms_of(2, seed=self.seed, g_N=region_W, purpose=Purpose.REGION)
-        return _WindowPlan(slide_W, mpp_W, block_W2, g_N, self._numbers(g_N), starts.tolist())
+
+def _first_choices(choice: SlideChoice, windows: Windows, window: int) -> _WindowPlan:
+    """First choices of a whole window: drawn at once, they cost a tenth."""
+    n = windows.n_regions
+    region_W = np.arange(window * n, (window + 1) * n)
+    g_N, starts = windows.samples_of_window(window)
+    slide_W, mpp_W = choice.draw(*windows.quantiles(region_W))
+    block_W2 = uniforms_of(2, seed=windows.seed, g_N=region_W, purpose=Purpose.REGION)
+    numbers_N3 = _place_numbers(g_N, seed=windows.seed)
+    return _WindowPlan(slide_W, mpp_W, block_W2, g_N, numbers_N3, starts.tolist())
+
+
+def _place_numbers(g_N: Integers, *, seed: int) -> Floats:
+    """What chooses the places of samples, (N, 3)."""
+    return uniforms_of(3, seed=seed, g_N=g_N, purpose=Purpose.TILE)
 
 
 def sampler_from_catalogue(
