@@ -21,7 +21,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from anlage.slides.index import index_slides
+from anlage.slides.indexing.index import index_slides
 
 
 def main() -> None:

@@ -35,7 +35,7 @@ import cv2
 
 from anlage.bench.decoding import native_work
 from anlage.slides.catalogue import Catalogue
-from anlage.slides.index import index_slides
+from anlage.slides.indexing.index import index_slides
 from anlage.slides.levels import Decode
 from anlage.tiles.sampling import TileSampler, sampler_from_catalogue
 from anlage.tiles.stream import TileStream

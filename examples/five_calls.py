@@ -16,7 +16,7 @@ from anlage.embedding.embed_tiles import embed_tiles
 from anlage.evaluation.evaluate import evaluate_encoder
 from anlage.recipe import load_recipe
 from anlage.report.write import write_report
-from anlage.slides.index import index_slides
+from anlage.slides.indexing.index import index_slides
 from anlage.training.tile_config import TilePretrainConfig
 from anlage.training.tile_pretrain import pretrain_tiles
 

@@ -9,7 +9,7 @@ import numpy as np
 from synthetic_slides import write_tiff
 
 from anlage.slides.catalogue import Catalogue
-from anlage.slides.index import index_slides
+from anlage.slides.indexing.index import index_slides
 
 SIZE = (256, 192)  # at 1 mpp: 0.05 mm², of which the square is 0.012
 

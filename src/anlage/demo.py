@@ -21,7 +21,7 @@ from anlage.recipe import load_recipe
 
 if TYPE_CHECKING:
     from anlage.slides.catalogue import Catalogue
-    from anlage.slides.found_slide import Refused
+    from anlage.slides.indexing.found_slide import Refused
     from anlage.training.tile_config import TilePretrainConfig
 
 LOGGER = logging.getLogger(__name__)
@@ -133,7 +133,7 @@ def _catalogue(
     out: Path, slides: Sequence[Path | str] | None
 ) -> tuple[Catalogue, tuple[Refused, ...]]:
     """Index the slides, or open the catalogue an earlier call made of them."""
-    from anlage.slides.index import index_slides, kept_catalogue
+    from anlage.slides.indexing.index import index_slides, kept_catalogue
 
     path = out / "slides.parquet"
     kept = kept_catalogue(path)

@@ -234,7 +234,7 @@ def _graphics(names: Sequence[str]) -> Iterator[Finding]:
 
 
 def _disk() -> Iterator[Finding]:
-    from anlage.slides.cache_folder import CACHE, cache_folder
+    from anlage.slides.storage.cache_folder import CACHE, cache_folder
 
     folder = cache_folder("indexes").parent
     there = next(parent for parent in (folder, *folder.parents) if parent.exists())
@@ -280,9 +280,9 @@ def _rate(call: Callable[[int], None]) -> float:
 
 
 def _slides(paths: Sequence[str]) -> Iterator[Finding]:
-    from anlage.slides.discovery import find_slides
-    from anlage.slides.location import file_name
+    from anlage.slides.indexing.discovery import find_slides
     from anlage.slides.reader import open_slide
+    from anlage.slides.storage.location import file_name
 
     for path in paths:
         if Path(path).suffix == ".parquet":

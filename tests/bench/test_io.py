@@ -17,11 +17,11 @@ from anlage.bench.decoding import native_work
 from anlage.bench.io import measure_io
 from anlage.bench.io_report import IoReport, IoSettings, Limit
 from anlage.errors import CatalogueError, TrainingError
-from anlage.slides.index import index_slides
+from anlage.slides.formats.tiled_picture import TiledPicture
+from anlage.slides.indexing.index import index_slides
 from anlage.slides.levels import TileWindow
 from anlage.slides.reader import open_slide
 from anlage.slides.regions import read_tiles
-from anlage.slides.tiled_picture import TiledPicture
 
 JPEG = {"compression": "jpeg", "tile": (64, 64), "photometric": "ycbcr"}
 QUICK = IoSettings(tile_px=64, n=24, rounds=1)

@@ -20,11 +20,11 @@ from synthetic_slides import overwrite_tile, pyramid, tissue_like, write_tiff
 
 from anlage.errors import SlideError
 from anlage.samples import slides_folder
-from anlage.slides.image_reader import ImageReader
-from anlage.slides.openslide_reader import OpenSlideReader
+from anlage.slides.formats.image_reader import ImageReader
+from anlage.slides.formats.openslide_reader import OpenSlideReader
+from anlage.slides.formats.tiff_reader import TiffReader
 from anlage.slides.reader import SlideReader
 from anlage.slides.rectangle import Rectangle
-from anlage.slides.tiff_reader import TiffReader
 
 ROUNDING = 1
 WHITE = 255

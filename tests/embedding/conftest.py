@@ -11,7 +11,7 @@ from synthetic_slides import tissue_like, write_tiff
 
 from anlage.encoders.folder import save_encoder
 from anlage.slides.catalogue import Catalogue
-from anlage.slides.index import index_slides
+from anlage.slides.indexing.index import index_slides
 
 MPP = 0.5
 SIZES = {"a": (700, 500), "b": (330, 260), "c": (512, 384), "d": (260, 700)}

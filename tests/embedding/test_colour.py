@@ -19,7 +19,7 @@ from anlage.encoders.folder import load_encoder, save_encoder
 from anlage.errors import BagError
 from anlage.slides.catalogue import Catalogue
 from anlage.slides.colour import profile_digest, srgb_converter
-from anlage.slides.index import index_slides
+from anlage.slides.indexing.index import index_slides
 from anlage.slides.levels import read_tile
 
 PROFILE = matrix_profile(WIDE_TO_XYZ, gamma=1.8)

@@ -20,7 +20,7 @@ from anlage.bags.store import read_bag, write_bag
 from anlage.embedding.embed_tiles import embed_tiles
 from anlage.encoders.folder import load_encoder, save_encoder
 from anlage.errors import BagError, CatalogueError, EncoderError
-from anlage.slides.index import index_slides
+from anlage.slides.indexing.index import index_slides
 from anlage.slides.levels import read_tile
 
 

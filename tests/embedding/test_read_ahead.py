@@ -8,9 +8,9 @@ import pytest
 from anlage.embedding.read_ahead import TileReadAhead
 from anlage.embedding.slide_plan import SlideJob, tiles_of
 from anlage.errors import SlideError
+from anlage.slides.formats.tiled_picture import TiledPicture
 from anlage.slides.levels import read_tile
 from anlage.slides.regions import start_tiles
-from anlage.slides.tiled_picture import TiledPicture
 from anlage.tiles.spec import TileSpec
 
 SPEC = TileSpec(size_px=32, mpp=1.0, stride_px=32, min_tissue=0.25)

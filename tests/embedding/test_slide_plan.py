@@ -6,7 +6,7 @@ from small_encoder import make_encoder
 
 from anlage.embedding.slide_plan import bag_attributes, plan_slides, tiles_of
 from anlage.errors import CatalogueError
-from anlage.slides.index import index_slides
+from anlage.slides.indexing.index import index_slides
 from anlage.tiles.spec import TileSpec
 
 SPEC = TileSpec(size_px=32, mpp=1.0, stride_px=32, min_tissue=0.25)

@@ -13,7 +13,7 @@ import pytest
 from anlage import samples
 from anlage.embedding.embed_tiles import embed_tiles
 from anlage.evaluation.evaluate import evaluate_encoder
-from anlage.slides.index import index_slides
+from anlage.slides.indexing.index import index_slides
 from anlage.training.tile_pretrain import pretrain_tiles
 from micro_recipe import micro_config
 

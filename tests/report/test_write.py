@@ -15,7 +15,7 @@ from anlage.errors import AnlageError
 from anlage.report.contents import open_contents
 from anlage.report.write import write_report
 from anlage.slides.catalogue import Catalogue
-from anlage.slides.index import index_slides
+from anlage.slides.indexing.index import index_slides
 
 pytestmark = pytest.mark.slow  # the folder takes seconds to make
 

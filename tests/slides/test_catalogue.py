@@ -18,7 +18,7 @@ from anlage.errors import CatalogueError, SlideError
 from anlage.slides import catalogue_table, mask_packs, mask_store
 from anlage.slides.catalogue import Catalogue, SlideRow
 from anlage.slides.catalogue_table import FIXED, table_schema, write_table
-from anlage.slides.index import index_slides
+from anlage.slides.indexing.index import index_slides
 from anlage.slides.mask_store import masks_path
 from anlage.slides.masks import tissue_area_mm2
 

@@ -11,7 +11,7 @@ from anlage.errors import CatalogueError
 from anlage.geometry import Size
 from anlage.slides.catalogue import Catalogue
 from anlage.slides.mask_export import export_masks
-from anlage.slides.user_masks import user_mask
+from anlage.slides.tissue.user_masks import user_mask
 
 
 @pytest.mark.parametrize("mask_format", ["geojson", "png"])

@@ -9,14 +9,14 @@ from pathlib import Path
 import pytest
 from small_catalogue import write_slide
 
-from anlage.slides.index import index_slides
+from anlage.slides.indexing.index import index_slides
 from anlage.slides.mask_packs import PackWriter, Pictures, finished_rows, packs_of
 from anlage.slides.mask_store import masks_path
 
 HANGS_AT_THE_FIFTH = """
 import sys, time
-from anlage.slides import examining
-from anlage.slides.index import index_slides
+from anlage.slides.indexing import examining
+from anlage.slides.indexing.index import index_slides
 
 examine = examining.examine
 

@@ -12,11 +12,11 @@ from synthetic_slides import ArraySlide, pyramid, tissue_like, write_tiff
 
 from anlage.geometry import Size
 from anlage.slides import overview
+from anlage.slides.formats.tiff_reader import TiffReader
+from anlage.slides.formats.tiled_picture import TiledPicture
 from anlage.slides.overview import read_overview, shrink, thumbnail_mpp
 from anlage.slides.reader import SlideReader, levels_of
 from anlage.slides.resolution import Resolution
-from anlage.slides.tiff_reader import TiffReader
-from anlage.slides.tiled_picture import TiledPicture
 
 
 class FlatSlide(SlideReader):

@@ -181,7 +181,8 @@ def test_a_slide_is_not_opened_by_its_interface() -> None:
 
 def test_reading_needs_no_torch() -> None:
     code = (
-        "import sys; from anlage.slides import reader, levels, openslide_reader, tiff_reader, "
+        "import sys; from anlage.slides import reader, levels; "
+        "from anlage.slides.formats import openslide_reader, tiff_reader, "
         "image_reader; sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -11,13 +11,14 @@ from synthetic_slides import ArraySlide, overwrite_tile, pyramid, tissue_like, w
 
 from anlage.errors import ResolutionError, SlideError
 from anlage.geometry import Size
-from anlage.slides import shared_reads, tile_parts
+from anlage.slides import shared_reads
 from anlage.slides.colour import srgb_converter
+from anlage.slides.formats import tile_parts
+from anlage.slides.formats.openslide_reader import OpenSlideReader
+from anlage.slides.formats.tiff_reader import TiffReader
 from anlage.slides.levels import Decode, TileWindow, read_tile
-from anlage.slides.openslide_reader import OpenSlideReader
 from anlage.slides.reader import SlideReader, open_slide
 from anlage.slides.regions import read_tiles, start_tiles
-from anlage.slides.tiff_reader import TiffReader
 
 JPEG = {"compression": "jpeg", "photometric": "ycbcr", "subsampling": (2, 2)}
 MPP = 0.5  # of level 0 of the made slides

@@ -20,7 +20,7 @@ from faulty_server import Faults, serve
 from synthetic_slides import overwrite_tile, write_tiff
 
 from anlage.slides.catalogue import Catalogue
-from anlage.slides.index import index_slides
+from anlage.slides.indexing.index import index_slides
 from anlage.slides.reader import open_slide
 from anlage.slides.regions import read_tiles
 from anlage.tiles.quarantine import ErrorPolicy

@@ -8,7 +8,7 @@ import pytest
 
 from anlage import samples
 from anlage.slides.catalogue import Catalogue
-from anlage.slides.index import index_slides
+from anlage.slides.indexing.index import index_slides
 
 SLIDES = ("glycogenstorage__HE", "helicobacterpylori__HE", "hodgkin__HE", "erosion__HE")
 

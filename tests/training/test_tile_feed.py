@@ -12,7 +12,7 @@ from anlage import samples
 from anlage.encoders.folder import load_encoder
 from anlage.errors import CatalogueError, RecipeError, SlideError
 from anlage.slides.catalogue import Catalogue
-from anlage.slides.index import index_slides
+from anlage.slides.indexing.index import index_slides
 from anlage.training.log import read_metrics
 from anlage.training.tile_feed import tile_sampler, tile_stream
 from anlage.training.tile_pretrain import pretrain_tiles

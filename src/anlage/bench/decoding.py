@@ -11,12 +11,12 @@ from numpy.typing import NDArray
 
 from anlage.errors import SlideError
 from anlage.geometry import Size, level_px
+from anlage.slides.formats.tiled_picture import TiledPicture
 from anlage.slides.levels import Decode, TileWindow, choose_source
-from anlage.slides.object_store import GAP_BYTES, LONGEST_BYTES
-from anlage.slides.range_merging import merge_ranges
 from anlage.slides.reader import SlideReader
 from anlage.slides.rectangle import Rectangle
-from anlage.slides.tiled_picture import TiledPicture
+from anlage.slides.storage.object_store import GAP_BYTES, LONGEST_BYTES
+from anlage.slides.storage.range_merging import merge_ranges
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -16,9 +16,9 @@ from anlage.bench.decoding import NativeWork, native_work
 from anlage.bench.io_report import IoReport, IoSettings, Limit, Wait
 from anlage.errors import CatalogueError, SlideError, TrainingError
 from anlage.slides.catalogue import Catalogue
-from anlage.slides.discovery import find_slides
-from anlage.slides.found_slide import Refused
-from anlage.slides.index import index_slides
+from anlage.slides.indexing.discovery import find_slides
+from anlage.slides.indexing.found_slide import Refused
+from anlage.slides.indexing.index import index_slides
 from anlage.slides.levels import TileWindow
 from anlage.slides.regions import read_tiles
 from anlage.tiles.handles import SlideHandles

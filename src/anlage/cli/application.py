@@ -13,7 +13,7 @@ import typer
 from anlage import __version__
 
 if TYPE_CHECKING:
-    from anlage.slides.found_slide import Refused
+    from anlage.slides.indexing.found_slide import Refused
 
 MAX_SEED = 2**32 - 1
 app = typer.Typer(

@@ -46,7 +46,7 @@ def index(
 
     The same command goes on after it was stopped, and reads new and changed slides only.
     """
-    from anlage.slides.index import index_slides
+    from anlage.slides.indexing.index import index_slides
 
     log_to(None)
     result = index_slides(

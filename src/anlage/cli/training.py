@@ -32,7 +32,7 @@ def pretrain_tile(
     from anlage.training.tile_config import TilePretrainConfig
 
     config = load_recipe(recipe, TilePretrainConfig, overrides=overrides or ())
-    from anlage.slides.index import catalogue_of
+    from anlage.slides.indexing.index import catalogue_of
     from anlage.training.run_record import refuse_existing_run
     from anlage.training.tile_pretrain import pretrain_tiles
 
@@ -70,7 +70,7 @@ def embed_tiles_command(
 ) -> None:
     """Embed every tissue tile of every slide: one bag (HDF5) a slide; always resumes."""
     from anlage.embedding.embed_tiles import embed_tiles
-    from anlage.slides.index import catalogue_of
+    from anlage.slides.indexing.index import catalogue_of
 
     log_to(output / "anlage.log")
     catalogue, unusable = catalogue_of(slides, folder=output)

@@ -34,7 +34,7 @@ from anlage.progress import Meter, meter
 from anlage.provenance import git_commit, machine, versions
 from anlage.slides.catalogue import Catalogue
 from anlage.slides.colour import Colour
-from anlage.slides.found_slide import Refused
+from anlage.slides.indexing.found_slide import Refused
 from anlage.tiles.spec import TileSpec
 
 LOGGER = logging.getLogger(__name__)

@@ -16,7 +16,7 @@ from anlage.progress import meter
 from anlage.provenance import versions
 from anlage.slides.catalogue import Catalogue, SlideRow
 from anlage.slides.colour import Colour
-from anlage.slides.found_slide import Refused
+from anlage.slides.indexing.found_slide import Refused
 from anlage.tiles.grid import tile_grid
 from anlage.tiles.spec import TileSpec
 

@@ -18,7 +18,7 @@ from anlage.encoders.tile_encoder import TileEncoder
 from anlage.errors import AnlageError
 from anlage.evaluation.result import EvaluationResult, read_result
 from anlage.slides.catalogue import Catalogue
-from anlage.slides.found_slide import Refused, read_refused
+from anlage.slides.indexing.found_slide import Refused, read_refused
 from anlage.training.log import read_metrics
 from anlage.training.run_record import read_record
 

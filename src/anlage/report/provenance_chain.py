@@ -17,9 +17,9 @@ from anlage.errors import BagError, CatalogueError
 from anlage.provenance import sha256_of_json
 from anlage.report.contents import Contents, without_folders
 from anlage.slides.catalogue import Catalogue, SlideRow
-from anlage.slides.discovery import find_slides
-from anlage.slides.fingerprint import slide_fingerprint
-from anlage.slides.location import file_name, is_remote
+from anlage.slides.indexing.discovery import find_slides
+from anlage.slides.indexing.fingerprint import slide_fingerprint
+from anlage.slides.storage.location import file_name, is_remote
 
 MOST_CHECKED = 64
 SHORT = 12

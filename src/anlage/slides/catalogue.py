@@ -19,11 +19,11 @@ from numpy.typing import NDArray
 
 from anlage.errors import CatalogueError, SlideError
 from anlage.slides.catalogue_table import FIXED, PLACES, REMEDY, TableFile
-from anlage.slides.location import is_remote
 from anlage.slides.mask_store import MaskStore, masks_path
 from anlage.slides.masks import TissueMask
 from anlage.slides.reader import SlideReader, open_slide
 from anlage.slides.sorted_ids import SortedIds
+from anlage.slides.storage.location import is_remote
 from anlage.slides.table_hash import hash_blocks
 
 LISTS = ("level_downsamples", "level_tile_width", "level_tile_height")

@@ -9,8 +9,8 @@ from typing import Literal
 from anlage.files import replace_whole
 from anlage.progress import meter
 from anlage.slides.catalogue import Catalogue
-from anlage.slides.geojson import write_geojson
 from anlage.slides.masks import encode_mask
+from anlage.slides.tissue.geojson import write_geojson
 
 MaskFormat = Literal["geojson", "png"]
 

@@ -14,12 +14,12 @@ from numpy.typing import NDArray
 
 from anlage.errors import ResolutionError, SlideError
 from anlage.geometry import Size, level_px
-from anlage.slides.byte_source import ByteSource
-from anlage.slides.location import is_remote
+from anlage.slides.formats.tiled_picture import TiledPicture
 from anlage.slides.rectangle import Outcome, Rectangle
 from anlage.slides.resolution import Resolution
 from anlage.slides.shared_reads import read_together
-from anlage.slides.tiled_picture import TiledPicture
+from anlage.slides.storage.byte_source import ByteSource
+from anlage.slides.storage.location import is_remote
 
 
 class UnknownFormatError(SlideError):
@@ -319,7 +319,7 @@ def open_slide(
             opens; its ``mpp`` raises.
     """
     if is_remote(str(location)):
-        from anlage.slides.remote_opening import open_remote
+        from anlage.slides.formats.remote_opening import open_remote
 
         return open_remote(str(location), mpp=mpp, version=version, size=size)
     file = Path(location)
@@ -329,7 +329,7 @@ def open_slide(
         raise SlideError(location, "does not exist. Check the path.")
     if file.stat().st_size == 0:
         raise SlideError(location, "is empty (0 bytes). Copy it again from its source.")
-    from anlage.slides.reader_table import readers  # they implement the interface above
+    from anlage.slides.formats.reader_table import readers  # they implement the interface above
 
     return first_that_opens(str(location), readers(), mpp=mpp)
 

@@ -1,0 +1,1 @@
+"""Readers of the slide formats, and the table of them."""

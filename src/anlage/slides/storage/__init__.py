@@ -1,0 +1,1 @@
+"""Where the bytes of a slide lie: local files, buckets, web servers, and copies of them."""
