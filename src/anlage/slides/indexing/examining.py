@@ -2,7 +2,8 @@
 
 A decoder that is handed a damaged file can take its whole process with it. So with workers every
 slide is read in a process that does nothing else; if that ends, its slide is refused and another
-takes its place.
+takes its place. The libraries for DICOM take two seconds to import, so those slides are kept
+together: the first worker begins with them, the others at the other end.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import logging
 import multiprocessing
 import signal
+from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
@@ -19,6 +21,7 @@ from multiprocessing.context import SpawnProcess
 import cv2
 
 from anlage.slides.indexing.examine import Examined, Task, TissueSettings, Unusable, examine
+from anlage.slides.storage.location import suffix_of
 
 LOGGER = logging.getLogger(__name__)
 N_THREADS = 2
@@ -57,23 +60,24 @@ def _in_threads(tasks: Sequence[Task], settings: TissueSettings) -> Iterator[tup
 
 @dataclass(slots=True)
 class _Worker:
-    """A process, our end of its pipe, and the task it is at."""
+    """A process, our end of its pipe, the end of the queue it takes from, the task it is at."""
 
     process: SpawnProcess
     pipe: Connection
+    is_first: bool
     task: int | None = None
 
 
 def _in_processes(
     tasks: Sequence[Task], settings: TissueSettings, n_workers: int
 ) -> Iterator[tuple[int, Outcome]]:
-    waiting = iter(range(len(tasks)))
+    waiting = deque(sorted(range(len(tasks)), key=lambda i: not _is_dicom(tasks[i])))
     workers: list[_Worker] = []
     try:
-        for _ in range(n_workers):
-            workers.append(_started(settings))  # noqa: PERF401 - the started are ended
+        for number in range(n_workers):
+            workers.append(_started(settings, is_first=number == 0))  # noqa: PERF401 - for finally
         for worker in workers:
-            _give(worker, next(waiting, None), tasks)
+            _give(worker, waiting, tasks)
         while busy := [worker for worker in workers if worker.task is not None]:
             ready = set(wait([worker.pipe for worker in busy]))
             for worker in (worker for worker in busy if worker.pipe in ready):
@@ -81,8 +85,8 @@ def _in_processes(
                 if not isinstance(outcome, Examined | Unusable):
                     outcome = _died(worker)
                     workers.remove(worker)
-                    workers.append(worker := _started(settings))
-                _give(worker, next(waiting, None), tasks)
+                    workers.append(worker := _started(settings, is_first=worker.is_first))
+                _give(worker, waiting, tasks)
                 assert done is not None
                 yield done, outcome
     finally:
@@ -92,16 +96,20 @@ def _in_processes(
             worker.pipe.close()
 
 
-def _started(settings: TissueSettings) -> _Worker:
+def _is_dicom(task: Task) -> bool:
+    return suffix_of(task.slide.location) == ".dcm"
+
+
+def _started(settings: TissueSettings, *, is_first: bool) -> _Worker:
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
     process = context.Process(target=_work, args=(theirs, settings), daemon=True)
     process.start()
     theirs.close()
-    return _Worker(process, ours)
+    return _Worker(process, ours, is_first)
 
 
-def _give(worker: _Worker, task: int | None, tasks: Sequence[Task]) -> None:
+def _give(worker: _Worker, waiting: deque[int], tasks: Sequence[Task]) -> None:
     """Hand a worker that is ready its next task, if there is one."""
     if worker.task is None and _received(worker) != READY:
         msg = (
@@ -109,10 +117,11 @@ def _give(worker: _Worker, task: int | None, tasks: Sequence[Task]) -> None:
             'below `if __name__ == "__main__":`, or leave workers out.'
         )
         raise RuntimeError(msg)
-    worker.task = task
-    if task is not None:
+    worker.task = None
+    if waiting:
+        worker.task = waiting.popleft() if worker.is_first else waiting.pop()
         try:
-            worker.pipe.send(tasks[task])
+            worker.pipe.send(tasks[worker.task])
         except OSError:  # it has just died: reading its pipe will tell
             LOGGER.debug("worker %s is gone", worker.process.pid)
 
