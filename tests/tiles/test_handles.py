@@ -7,11 +7,15 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
-from synthetic_slides import pyramid, write_tiff
+from faulty_server import serve
+from PIL import Image
+from synthetic_slides import pyramid, tissue_like, write_tiff
 
 from anlage.errors import SlideError
 from anlage.slides.reader import open_slide
+from anlage.slides.storage.byte_source import NoRoomError
 from anlage.tiles.handles import SlideHandles
 
 
@@ -105,6 +109,46 @@ def test_a_slide_that_cannot_be_opened_is_tried_again() -> None:
         with pytest.raises(SlideError, match="not yet"):
             handles.take("a")
     assert handles.take("a").slide.is_open
+
+
+def test_unused_handles_are_closed_where_their_copies_leave_no_room() -> None:
+    opener = Opener()
+
+    def opening(slide_id: str) -> Any:
+        if opener.n_open == 2:
+            raise NoRoomError(slide_id, "no room")
+        return opener(slide_id)
+
+    handles = SlideHandles(opening, max_open=9)
+    for name in "abcde":
+        with handles.borrow(name) as slide:
+            assert slide.is_open
+    with (
+        handles.borrow("f"),
+        handles.borrow("g"),
+        pytest.raises(NoRoomError, match="h: no room"),
+        handles.borrow("h"),
+    ):
+        pytest.fail("no handle may be closed under its borrowers")
+    with handles.borrow("h"):
+        pass
+
+
+def test_copies_of_more_slides_than_have_room_are_read_one_after_the_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ANLAGE_CACHE", str(tmp_path / "cache"))
+    pixels = tissue_like(60, 40)
+    for name in "abcde":
+        Image.fromarray(pixels).save(tmp_path / f"{name}.png")
+    size = (tmp_path / "a.png").stat().st_size
+    monkeypatch.setenv("ANLAGE_STAGE_GB", f"{2.5 * size / 1e9:.9f}")
+    with serve(tmp_path) as server:
+        handles = SlideHandles(lambda name: open_slide(server.url(f"{name}.png"), mpp=0.5))
+        for name in "abcdea":
+            with handles.borrow(name) as slide:
+                np.testing.assert_array_equal(slide.read_region(0, 0, 60, 40), pixels)
+        handles.close()
 
 
 def test_close_closes_what_is_lent_once_it_comes_back() -> None:

@@ -10,6 +10,7 @@ from concurrent.futures import Future
 from contextlib import contextmanager
 
 from anlage.slides.reader import SlideReader
+from anlage.slides.storage.byte_source import NoRoomError
 
 MAX_OPEN = 512
 DESCRIPTORS_A_SLIDE = 2  # a file of its own, and as much again for formats of several files
@@ -34,7 +35,8 @@ class SlideHandles:
     """Lends each open slide to any number of threads at once, and reopens what failed.
 
     A slide is opened once however many threads ask for it. A handle that nobody uses stays open;
-    past ``max_open`` of them the one unused for longest is closed. One that a borrower calls
+    past ``max_open`` of them the one unused for longest is closed. All unused ones are closed where
+    a slide has to be copied to this machine and theirs leave no room. One that a borrower calls
     damaged is not lent again: the next borrower opens the slide anew.
 
     Attributes:
@@ -113,10 +115,24 @@ class SlideHandles:
 
     def _open(self, shared: SharedSlide) -> None:
         try:
-            shared.opening.set_result(self._open_slide(shared.slide_id))
+            shared.opening.set_result(self._opened(shared.slide_id))
         except BaseException as error:
             shared.opening.set_exception(error)
             raise
+
+    def _opened(self, slide_id: str) -> SlideReader:
+        try:
+            return self._open_slide(slide_id)
+        except NoRoomError:
+            self._close_unused()
+        return self._open_slide(slide_id)
+
+    def _close_unused(self) -> None:
+        with self._lock:
+            unused = [shared for shared in self._kept.values() if not shared.n_users]
+            for shared in unused:
+                self._forget(shared)
+        _close(unused)
 
     def _forget(self, shared: SharedSlide) -> None:
         shared.is_kept = False

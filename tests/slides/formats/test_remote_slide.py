@@ -15,7 +15,7 @@ from faulty_server import Faults, FaultyServer, serve
 from PIL import Image
 from synthetic_slides import pyramid, write_tiff
 
-from anlage.errors import SlideError
+from anlage.errors import AnlageError, SlideError
 from anlage.samples import slides_folder
 from anlage.slides.levels import TileWindow
 from anlage.slides.reader import SlideReader, open_slide
@@ -258,7 +258,7 @@ def test_an_address_that_means_nothing(location: str) -> None:
 @pytest.mark.parametrize("text", ["soon", "0", "-3", "inf"])
 def test_an_absurd_time_limit(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
     monkeypatch.setenv("ANLAGE_REMOTE_SECONDS", text)
-    with pytest.raises(ValueError, match=f"a number of seconds above 0; got '{text}'"):
+    with pytest.raises(AnlageError, match=f"needs a number of seconds above 0; got '{text}'"):
         open_slide("http://127.0.0.1:9/a.svs")
 
 

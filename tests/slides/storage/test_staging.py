@@ -14,7 +14,7 @@ from faulty_server import Faults, FaultyServer, serve
 from PIL import Image
 from synthetic_slides import tissue_like
 
-from anlage.errors import SlideError
+from anlage.errors import AnlageError, SlideError
 from anlage.slides.reader import open_slide
 from anlage.slides.storage import staging
 from anlage.slides.storage.object_store import RemoteBytes
@@ -131,7 +131,7 @@ def test_a_slide_larger_than_the_limit(
 @pytest.mark.parametrize("text", ["many", "0", "-1", "nan"])
 def test_an_absurd_limit(server: FaultyServer, monkeypatch: pytest.MonkeyPatch, text: str) -> None:
     monkeypatch.setenv("ANLAGE_STAGE_GB", text)
-    with pytest.raises(ValueError, match=f"a number of gigabytes above 0; got '{text}'"):
+    with pytest.raises(AnlageError, match=f"needs a number of gigabytes above 0; got '{text}'"):
         stage(source(server, "0"))
 
 

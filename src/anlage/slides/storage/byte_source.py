@@ -17,6 +17,10 @@ class SlideChangedError(SlideError):
     """The file is not the one that was opened or indexed."""
 
 
+class NoRoomError(SlideError):
+    """Copies of other slides, which are in use, leave no room for one of this slide."""
+
+
 class ByteSource(ABC):
     """A file that is read by place from many threads at once, without a position of its own.
 

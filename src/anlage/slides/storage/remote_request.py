@@ -23,7 +23,7 @@ from obstore.exceptions import (
 )
 from obstore.store import HTTPStore, from_url
 
-from anlage.errors import SlideError
+from anlage.errors import AnlageError, SlideError
 from anlage.slides.storage.after_fork import call_obstore
 
 if TYPE_CHECKING:
@@ -147,8 +147,8 @@ def time_limit_s() -> float:
     except ValueError:
         limit_s = math.nan
     if not 0 < limit_s < math.inf:
-        msg = f"{TIME_LIMIT} needs a number of seconds above 0; got {text!r}. Unset it for 60."
-        raise ValueError(msg)
+        msg = f"needs a number of seconds above 0; got {text!r}. Unset it for 60."
+        raise AnlageError(TIME_LIMIT, msg)
     return limit_s
 
 

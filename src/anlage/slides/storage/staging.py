@@ -18,8 +18,9 @@ from concurrent.futures import Future
 from contextlib import contextmanager
 from pathlib import Path
 
-from anlage.errors import SlideError
+from anlage.errors import AnlageError, SlideError
 from anlage.files import replace_whole
+from anlage.slides.storage.byte_source import NoRoomError
 from anlage.slides.storage.cache_folder import cache_folder, key_of
 from anlage.slides.storage.location import file_name
 from anlage.slides.storage.object_store import RemoteBytes
@@ -61,8 +62,9 @@ def stage(source: RemoteBytes) -> Staged:
         source: The remote file.
 
     Raises:
-        SlideError: If the file is larger than the limit, or than what can be freed; if the disk
-            is full; if the file cannot be read. No part of it is left behind.
+        NoRoomError: If the copies that are in use leave no room for it.
+        SlideError: If the file is larger than the limit; if the disk is full; if the file cannot
+            be read. No part of it is left behind.
     """
     limit = _limit_bytes()
     if source.size > limit:
@@ -150,7 +152,7 @@ def _make_room(source: RemoteBytes, folder: Path, limit: int) -> None:
         if _remove_unused(entry):
             total -= sizes[entry]
     if total > limit:
-        raise SlideError(
+        raise NoRoomError(
             source.path,
             f"needs {source.size / GB:.3g} GB beside {total / GB:.3g} GB of copies that are in "
             f"use, more than {LIMIT} allows. Set it higher, or open fewer slides at a time.",
@@ -207,6 +209,6 @@ def _limit_bytes() -> int:
     except ValueError:
         limit_gb = math.nan
     if not 0 < limit_gb < math.inf:
-        msg = f"{LIMIT} needs a number of gigabytes above 0; got {text!r}. Unset it for 100."
-        raise ValueError(msg)
+        msg = f"needs a number of gigabytes above 0; got {text!r}. Unset it for 100."
+        raise AnlageError(LIMIT, msg)
     return int(limit_gb * GB)
