@@ -102,6 +102,14 @@ def test_a_damaged_journal_is_refused(tmp_path: Path, line: str) -> None:
         journal(tmp_path)
 
 
+def test_a_journal_of_bytes_that_are_no_text_is_refused(tmp_path: Path) -> None:
+    journal(tmp_path).note(0, [error(1)], from_step=4)
+    path = tmp_path / "quarantine.jsonl"
+    path.write_bytes(path.read_bytes() + b"\xff\x00\xfe\n")
+    with pytest.raises(CheckpointError, match=r"quarantine\.jsonl: line 2 needs a read error"):
+        journal(tmp_path)
+
+
 def test_without_quarantines_nothing_is_written(tmp_path: Path) -> None:
     log = journal(tmp_path, after=None)
     assert log.note(0, [error(g) for g in range(9)], from_step=4) == []

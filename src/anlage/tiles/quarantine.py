@@ -126,8 +126,8 @@ class QuarantineJournal:
         return decided
 
     def _errors_of(self, slide_id: str) -> list[ReadError]:
-        known = (self.failed[key] for key in sorted(self.failed))
-        return [error for error in known if error.slide_id == slide_id]
+        own = [error for error in self.failed.values() if error.slide_id == slide_id]
+        return sorted(own, key=lambda error: (error.g, error.attempt))
 
     def _append(self, entries: list[ReadError | Quarantined]) -> None:
         if self._path is None or not entries:
@@ -142,13 +142,14 @@ class QuarantineJournal:
         whole = text[: text.rfind(b"\n") + 1]
         if whole != text:  # the end of a line is missing: killed while writing it
             os.truncate(path, len(whole))
-        for number, line in enumerate(whole.decode("utf-8").splitlines(), 1):
+        for number, line in enumerate(whole.splitlines(), 1):
             try:
                 self._take_over(json.loads(line))
             except (ValueError, TypeError) as error:
+                got = line[:60].decode(errors="backslashreplace")
                 raise CheckpointError(
                     path,
-                    f"line {number} needs a read error or a quarantine; got {line[:60]!r}. Delete "
+                    f"line {number} needs a read error or a quarantine; got {got!r}. Delete "
                     "that line to go on without it, or start a new run.",
                 ) from error
 
