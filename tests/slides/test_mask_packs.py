@@ -61,6 +61,15 @@ def test_a_slide_whose_pictures_did_not_reach_the_disk_is_not_finished(tmp_path:
     assert [row["n"] for row in finished_rows(pack)] == [0, 2]
 
 
+def test_a_record_that_did_not_reach_the_disk_costs_its_slide_only(tmp_path: Path) -> None:
+    """A power cut can leave a file its length and, in the middle, zeros."""
+    pack, ends = write_pack(tmp_path)
+    content = bytearray(pack.read_bytes())
+    content[ends[1] - 512 : ends[1]] = bytes(512)  # the second record
+    pack.write_bytes(content)
+    assert [row["n"] for row in finished_rows(pack)] == [0, 2]
+
+
 def test_packs_are_numbered_on(tmp_path: Path) -> None:
     write_pack(tmp_path)
     writer = PackWriter(tmp_path)

@@ -139,7 +139,10 @@ def finished_rows(pack: Path) -> Iterator[dict[str, Any]]:
             if ending != RECORD:
                 pictures[ending] = content
                 continue
-            told = json.loads(content)
+            try:
+                told = json.loads(content)
+            except ValueError:  # after a power cut there may be a hole of zeros in its place
+                continue
             if told["crc32"] == _checksum(Pictures(pictures[MASK], pictures[THUMBNAIL])):
                 yield told["row"]
 
