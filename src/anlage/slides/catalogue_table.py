@@ -50,6 +50,10 @@ MOST_HELD_BYTES = 64 * 2**20  # a smaller file is held, so that nobody can write
 REMEDY = "Make it again with `anlage index SLIDES -o slides.parquet`."
 
 
+class UnreadableTableError(CatalogueError):
+    """A table that is damaged or of another version, so that nothing in it can be kept."""
+
+
 def table_schema(others: Iterable[pa.Field] = ()) -> pa.Schema:
     """The format's columns in its order, then the labels and what users added."""
     fields = [pa.field(name, kind, nullable=name not in REQUIRED) for name, kind in FIXED.items()]
@@ -190,13 +194,13 @@ def _open_parquet(path: Path) -> pq.ParquetFile:
     if stated != FORMAT:
         got = stated.decode(errors="replace")
         message = f"needs format {FORMAT.decode()!r}; got {got!r}, of another version. {REMEDY}"
-        raise CatalogueError(path, message)
+        raise UnreadableTableError(path, message)
     return file
 
 
 def _damaged(path: Path, error: Exception) -> CatalogueError:
     reason = str(error).splitlines()[0]
-    return CatalogueError(path, f"is no Parquet file, or damaged: {reason}. {REMEDY}")
+    return UnreadableTableError(path, f"is no Parquet file, or damaged: {reason}. {REMEDY}")
 
 
 def _check_columns(path: Path, schema: pa.Schema) -> None:

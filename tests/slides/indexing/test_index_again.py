@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
@@ -14,10 +15,11 @@ from small_catalogue import make_catalogue, write_labels, write_slide
 from anlage.errors import CatalogueError, TissueError
 from anlage.folder_lock import lock_folder
 from anlage.slides.catalogue import Catalogue
-from anlage.slides.indexing import index_table
+from anlage.slides.indexing import examine, index_table
 from anlage.slides.indexing.found_slide import read_refused
 from anlage.slides.indexing.index import index_slides
 from anlage.slides.mask_store import masks_path
+from anlage.slides.tissue.finder import TissueFinder
 
 
 def add_column(catalogue: Catalogue, name: str, values: pa.Array) -> None:
@@ -164,6 +166,33 @@ def test_a_table_that_cannot_be_used_is_made_anew_from_what_was_examined(
     assert "making it anew" in caplog.text
 
 
+@pytest.mark.parametrize("add", [False, True])
+def test_a_table_that_holds_something_else_is_not_written_over(tmp_path: Path, add: bool) -> None:
+    """As when a user's program drops the schema's metadata: the columns it added would be lost."""
+    catalogue = make_catalogue(tmp_path)
+    pq.write_table(catalogue.table.replace_schema_metadata({}), catalogue.path)
+    before = catalogue.path.read_bytes()
+    with pytest.raises(CatalogueError, match="cannot be renewed: is Parquet but no catalogue"):
+        index_slides([tmp_path], catalogue.path, add=add)
+    assert catalogue.path.read_bytes() == before
+    again = catalogue.table.replace_schema_metadata({"anlage.format": "catalogue/2"})
+    pq.write_table(again, catalogue.path)
+    assert index_slides([tmp_path], catalogue.path).n_read == 0
+
+
+@pytest.mark.parametrize("name", ["slides.pq", "slides", "slides.csv", "s3://bucket/a.parquet"])
+def test_a_name_that_would_share_masks_or_is_no_file_here_is_refused(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    catalogue = make_catalogue(tmp_path / "slides")
+    for output in (name, Path(name)):
+        with pytest.raises(CatalogueError, match=r"ends in \.parquet|is no file of this machine"):
+            index_slides([tmp_path / "slides"], output)
+    assert catalogue.mask("a").mask.any()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["slides"]
+
+
 def test_labels_replace_what_they_name_and_leave_the_rest(tmp_path: Path) -> None:
     output = make_catalogue(tmp_path).path
     rows = [
@@ -184,6 +213,20 @@ def test_labels_replace_what_they_name_and_leave_the_rest(tmp_path: Path) -> Non
     assert ids(index_slides([tmp_path], output).catalogue) == ["first", "b", "c"]
 
 
+def test_a_patient_whose_slides_come_one_after_the_other_stays_on_one_side(tmp_path: Path) -> None:
+    output = make_catalogue(tmp_path / "old").path  # p-a and p-b train, p-c tests
+    write_slide(tmp_path / "new" / "0.tif", seed=5)
+    before = output.read_bytes()
+    rows = [{"slide_id": "0", "patient_id": "p-a", "split": "test"}]
+    labels = write_labels(tmp_path / "more.csv", rows)
+    with pytest.raises(CatalogueError, match=r"more\.csv: with it 1 patients .*'p-a' in test "):
+        index_slides([tmp_path / "new"], output, labels=labels, add=True)
+    assert output.read_bytes() == before
+    labels = write_labels(tmp_path / "more.csv", [rows[0] | {"split": "train"}])
+    result = index_slides([tmp_path / "new"], output, labels=labels, add=True)
+    assert (result.n_read, len(ids(result.catalogue))) == (0, 4)
+
+
 def test_a_slide_that_is_kept_can_be_labelled(tmp_path: Path) -> None:
     output = make_catalogue(tmp_path / "old").path
     write_slide(tmp_path / "new" / "0.tif", seed=5)
@@ -193,6 +236,24 @@ def test_a_slide_that_is_kept_can_be_labelled(tmp_path: Path) -> None:
     assert result.slides_without_labels == ["0"]
     assert result.catalogue is not None
     assert result.catalogue.column("stain").to_pylist() == ["H&E", "PAS", "H&E", None]
+
+
+def test_an_mpp_for_a_slide_that_is_only_kept_is_told_not_to_count(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    output = make_catalogue(tmp_path / "old").path
+    write_slide(tmp_path / "new" / "0.tif", seed=5)
+    labels = write_labels(tmp_path / "more.csv", [{"slide_id": "b", "mpp": 0.7}])
+    result = index_slides([tmp_path / "new"], output, labels=labels, add=True)
+    assert result.catalogue is not None
+    assert result.catalogue.row("b").mpp != 0.7
+    assert "b.tif keeps its mpp: name it among the slides" in caplog.text
+    caplog.clear()
+    both = index_slides([tmp_path / "new", tmp_path / "old"], output, labels=labels, add=True)
+    assert both.catalogue is not None
+    assert both.catalogue.row("b").mpp == 0.7
+    assert index_slides([tmp_path / "new"], output, labels=labels, add=True).n_read == 0
+    assert "keeps its mpp" not in caplog.text
 
 
 def test_labels_cannot_go_on_a_users_column_that_is_no_text(tmp_path: Path) -> None:
@@ -240,6 +301,16 @@ def test_a_slide_that_has_become_unreadable_leaves_the_catalogue(tmp_path: Path)
     assert [entry.uri for entry in result.refused] == ["b.tif"]
 
 
+def test_what_a_killed_index_left_half_written_is_removed(tmp_path: Path) -> None:
+    output = make_catalogue(tmp_path).path
+    others = [tmp_path / name for name in (".other.parquet.1.part", "slides.parquet.part")]
+    for part in (tmp_path / ".slides.parquet.0a1b2c3d.part", *others):
+        part.write_bytes(b"half")
+    index_slides([tmp_path], output)
+    assert not (tmp_path / ".slides.parquet.0a1b2c3d.part").exists()
+    assert all(other.exists() for other in others)
+
+
 def test_a_second_writer_is_refused(tmp_path: Path) -> None:
     output = make_catalogue(tmp_path).path
     held = lock_folder(masks_path(output), held=AssertionError())
@@ -269,6 +340,32 @@ def test_masks_that_users_drew_come_first_and_count(tmp_path: Path) -> None:
     (masks / "b.png").write_bytes(b"no picture")
     result = index_slides([tmp_path / "slides"], output, masks=masks)
     assert "b.png: is no PNG" in result.refused[0].reason
+
+
+def test_weights_that_were_trained_on_have_every_slide_examined_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also within one process, in which the method had been loaded with the weights of before."""
+
+    def method(name: str, *, weights: Path) -> TissueFinder:
+        darkest = int(weights.read_text())
+        return TissueFinder(name=name, find=lambda pixels, _: pixels[..., 1] < darkest)
+
+    monkeypatch.setattr(examine, "tissue_method", method)
+    make_catalogue(tmp_path, labelled=False)
+    output, weights = tmp_path / "slides.parquet", tmp_path / "net.txt"
+    names, areas = [], []
+    for darkest, n_read in ((120, 3), (120, 0), (255, 3)):
+        weights.write_text(str(darkest))
+        os.utime(weights, (darkest, darkest))
+        result = index_slides([tmp_path], output, tissue="net", tissue_weights=weights)
+        assert result.n_read == n_read
+        assert result.catalogue is not None
+        names.append(result.catalogue.row("a").tissue_method)
+        areas.append(result.catalogue.row("a").tissue_area_mm2)
+    assert names[0] == names[1] != names[2]
+    assert names[0].startswith("net@")
+    assert areas[0] == areas[1] < areas[2]
 
 
 def test_the_tissue_method_is_recorded_and_an_unknown_one_refused_at_once(tmp_path: Path) -> None:

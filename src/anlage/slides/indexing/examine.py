@@ -6,7 +6,7 @@ import hashlib
 import logging
 import traceback
 from dataclasses import dataclass
-from functools import cache
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ from anlage.slides.tissue.user_masks import SUFFIXES, user_mask
 LOGGER = logging.getLogger(__name__)
 THUMBNAIL_QUALITY = 85
 BY_USER = "user"
+State = tuple[tuple[str, int, int], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +68,9 @@ class TissueSettings:
                 self.masks, "is no folder. Give the one with SLIDE_ID.geojson or .png."
             )
         finder = _finder(self.method, self.weights)
-        return finder.name if self.weights is None else f"{finder.name}@{_hash_of(self.weights)}"
+        if self.weights is None:
+            return finder.name
+        return f"{finder.name}@{_hash_of(_state_of(self.weights))}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,18 +205,30 @@ def _measure(slide: SlideReader) -> dict[str, Any]:
     }
 
 
-@cache
 def _finder(method: str, weights: Path | None) -> TissueFinder:
-    """The method, loaded once a process."""
+    """The method, loaded once a process, and again when its weights have changed."""
+    return _loaded(method, weights, _state_of(weights))
+
+
+@lru_cache(maxsize=1)
+def _loaded(method: str, weights: Path | None, state: State) -> TissueFinder:
+    del state
     return tissue_method(method, weights=weights)
 
 
-@cache
-def _hash_of(weights: Path) -> str:
-    """Short hash of a file, or of every file of a folder."""
-    files = sorted(p for p in weights.rglob("*") if p.is_file()) if weights.is_dir() else [weights]
+@lru_cache(maxsize=1)
+def _hash_of(state: State) -> str:
+    """Short hash of the weights' files."""
     digest = hashlib.sha256()
-    for file in files:
-        with file.open("rb") as content:
+    for file, _, _ in state:
+        with Path(file).open("rb") as content:
             digest.update(hashlib.file_digest(content, "sha256").digest())
     return digest.hexdigest()[:12]
+
+
+def _state_of(weights: Path | None) -> State:
+    """Path, size and time of change of every file of the weights."""
+    if weights is None:
+        return ()
+    files = sorted(p for p in weights.rglob("*") if p.is_file()) if weights.is_dir() else [weights]
+    return tuple((str(f), f.stat().st_size, f.stat().st_mtime_ns) for f in files if f.exists())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 from anlage.errors import CatalogueError
 from anlage.folder_lock import lock_folder
 from anlage.slides.catalogue import Catalogue
+from anlage.slides.catalogue_table import REMEDY, UnreadableTableError
 from anlage.slides.indexing.discovery import find_slides
 from anlage.slides.indexing.examine import TissueSettings
 from anlage.slides.indexing.found_slide import Refused, read_refused
@@ -19,6 +21,7 @@ from anlage.slides.mask_store import masks_path
 
 LOGGER = logging.getLogger(__name__)
 MASK_MPP_RANGE = (0.5, 100.0)
+SUFFIX = ".parquet"
 
 
 def index_slides(
@@ -43,7 +46,7 @@ def index_slides(
 
     Args:
         paths: Files, folders, globs or URLs (``find_slides``).
-        output: Parquet file to write.
+        output: Parquet file to write, ``.parquet``, on this machine.
         labels: CSV to join (``read_labels``). What it says of a slide replaces what was there.
         add: Keep the catalogue's slides that ``paths`` do not mean.
         workers: Processes that examine slides, so that one which a damaged file ends costs that
@@ -58,8 +61,8 @@ def index_slides(
         The catalogue and what was refused or not matched.
 
     Raises:
-        CatalogueError: If the labels are unusable, another process writes this catalogue, or there
-            is none that could be added to.
+        CatalogueError: If the labels are unusable, another process writes this catalogue, there
+            is none that could be added to, or ``output`` is a table of something else.
         TissueError: If there is no such method, or its weights are not what it needs.
         ValueError: If ``mask_mpp`` or ``workers`` is out of range.
     """
@@ -70,31 +73,57 @@ def index_slides(
     if workers is not None and workers < 1:
         msg = f"index_slides needs workers >= 1; got {workers}. Take the number of cores."
         raise ValueError(msg)
+    _refuse_unfit_name(output)
     output = Path(output).absolute()
     settings = TissueSettings(mask_mpp, tissue, tissue_weights, masks)
     settings.name()  # an unknown method is told before anything is looked for
     known = None if labels is None else read_labels(Path(labels))
     told = "is being written by another `anlage index`. Wait for it, or name another output."
     with lock_folder(masks_path(output), held=CatalogueError(output, told)):
+        _clear_parts(output)
         earlier = _earlier(output, add=add)
         found, refused = find_slides(paths)
         run = IndexRun(output, settings, labels=known, earlier=earlier, is_adding=add)
         return run.run(found, refused, workers=workers)
 
 
+def _refuse_unfit_name(output: str | Path) -> None:
+    """Refuse what is no catalogue's name: two names that share a stem would share their masks."""
+    scheme, colon, _ = str(output).partition(":/")
+    if colon and scheme.isalnum() and len(scheme) > 1:
+        raise CatalogueError(output, "is no file of this machine, where catalogues are written.")
+    if Path(output).suffix != SUFFIX:
+        msg = f"needs a name that ends in {SUFFIX}. Name it {Path(output).stem}{SUFFIX}."
+        raise CatalogueError(output, msg)
+
+
+def _clear_parts(output: Path) -> None:
+    """Remove what an index that was killed left half-written; its lock is ours now."""
+    for part in output.parent.glob(f".{glob.escape(output.name)}.*.part"):
+        part.unlink(missing_ok=True)
+
+
 def _earlier(output: Path, *, add: bool) -> Earlier | None:
     """The catalogue that is there already; one that cannot be read is made anew, unless added to.
 
     Raises:
-        CatalogueError: If there is nothing to add to.
+        CatalogueError: If there is nothing to add to, or what is there holds what would be lost.
     """
+    if not (add or output.exists()):
+        return None
     try:
-        return Earlier(Catalogue.open(output)) if add or output.exists() else None
-    except CatalogueError as error:
+        return Earlier(Catalogue.open(output))
+    except UnreadableTableError as error:
         if add:
             raise
         LOGGER.warning("making it anew: %s", error)
         return None
+    except CatalogueError as error:
+        if not output.exists():
+            raise
+        told = error.message.removesuffix(REMEDY).strip()
+        remedy = "Move it away, or put it back as it was (docs/formats.md), so that nothing is lost"
+        raise CatalogueError(output, f"is there and cannot be renewed: {told} {remedy}.") from error
 
 
 def kept_catalogue(output: Path) -> tuple[Catalogue, tuple[Refused, ...]] | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -19,6 +20,7 @@ from anlage.slides.mask_store import masks_path
 from anlage.slides.sorted_ids import SortedIds
 from anlage.slides.storage.location import is_remote
 
+LOGGER = logging.getLogger(__name__)
 KEY_FORMAT = 1  # changes when slides have to be examined anew, since we measure otherwise
 
 
@@ -116,7 +118,9 @@ def plan_index(
         label = means.get(location)
         before = earlier.uris.find(uri) if earlier is not None and row is None else row
         entry = Entry(location, uri, _name(location, label, before, earlier), label, before)
-        if slide is not None:
+        if slide is None:
+            _tell_if_mpp_stays(entry, earlier)
+        else:
             entry.is_found = True
             mpp = None if label is None else label.mpp
             if earlier is not None and before is not None and (label is None or not gives_mpp):
@@ -140,6 +144,16 @@ def _kept(
         for row, uri in uris
         if uri.startswith(beginnings) and ("" in beginnings or uri not in by_uri)
     ]
+
+
+def _tell_if_mpp_stays(entry: Entry, earlier: Earlier | None) -> None:
+    """Log that labels give a resolution to a slide that, not being named, is not examined."""
+    mpp = None if entry.label is None else entry.label.mpp
+    if mpp is None or earlier is None or entry.earlier is None:
+        return
+    if mpp != earlier.given_mpp(entry.earlier):
+        told = "%s keeps its mpp: name it among the slides to have it examined at %g mpp"
+        LOGGER.warning(told, entry.location, mpp)
 
 
 def _name(location: str, label: LabelRow | None, row: int | None, earlier: Earlier | None) -> str:

@@ -66,7 +66,8 @@ def write_rows(
         labels: What replaces label columns of the slides they name.
 
     Raises:
-        CatalogueError: If a label column has the name of a user's column that holds no text.
+        CatalogueError: If a label column has the name of a user's column that holds no text, or the
+            labels leave a patient on both sides of the split.
     """
     label_columns = [] if labels is None else [pa.field(c, pa.string()) for c in labels.columns]
     others = {field.name: field for field in label_columns}
@@ -76,10 +77,38 @@ def write_rows(
     schema = table_schema(others.values())
     parts = (accepted[i : i + ROWS_PER_BLOCK] for i in range(0, len(accepted), ROWS_PER_BLOCK))
     blocks = _blocks(parts, measured.table(), earlier, schema=schema, labels=labels)
+    if labels is not None:
+        blocks = _refusing_split_patients(blocks, labels)
     try:
         write_table(output, blocks, schema)
     except _UnfitColumnError as error:
         raise CatalogueError(output, str(error)) from error
+
+
+def _refusing_split_patients(blocks: Iterator[pa.Table], labels: Labels) -> Iterator[pa.Table]:
+    """The blocks; after the last, refuse a patient whose new and earlier slides are split apart.
+
+    Raises:
+        CatalogueError: If there is one; nothing has been replaced then.
+    """
+    columns, seen = ["patient_id", "split"], []
+    for block in blocks:
+        seen.append(block.select(columns).drop_null().group_by(columns).aggregate([]))
+        yield block
+    pairs = pa.concat_tables(seen).group_by(columns).aggregate([])
+    of_patient = pairs.group_by("patient_id").aggregate([("split", "list")])
+    is_apart = pc.greater(pc.list_value_length(of_patient["split_list"]), 1)
+    apart = of_patient.filter(is_apart).sort_by("patient_id")
+    if len(apart):
+        named = "; ".join(
+            f"{row['patient_id']!r} in {' and '.join(sorted(row['split_list']))}"
+            for row in apart.slice(0, 5).to_pylist()
+        )
+        raise CatalogueError(
+            labels.source,
+            f"with it {len(apart)} patients have slides on more than one side of the split: "
+            f"{named}. Give all slides of a patient one split, those indexed before too.",
+        )
 
 
 class _UnfitColumnError(Exception):
