@@ -4,9 +4,11 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
+import pytest
 from column_catalogue import ColumnCatalogue
 
 from anlage.geometry import Size
+from anlage.tiles import place_cache
 from anlage.tiles.place_cache import ENTRY_BYTES, PlaceCache
 
 
@@ -45,6 +47,17 @@ def test_a_slide_without_a_place_is_looked_at_once() -> None:
     assert places.find("a", 0.5) is places.find("a", 0.5) is None
     assert slides.asked == ["a"]
     assert places.unusable == {("a", 0.5): "no place holds 0.6 tissue"}
+
+
+def test_of_slides_without_a_place_a_bounded_number_of_reasons_is_kept(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Resolutions out of a range are all different; a long run must not collect them."""
+    monkeypatch.setattr(place_cache, "MOST_UNUSABLE", 2)
+    places = cache(ColumnCatalogue({"a": {"mask": np.zeros((80, 104), bool)}}))
+    for mpp in (0.5, 0.6, 0.7, 0.8):
+        assert places.find("a", mpp) is None
+    assert list(places.unusable) == [("a", 0.5), ("a", 0.6)]
 
 
 def test_shapes_are_those_of_the_level_that_is_read() -> None:

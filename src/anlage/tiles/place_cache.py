@@ -17,6 +17,7 @@ from anlage.tiles.region_block import RegionShape
 LOGGER = logging.getLogger(__name__)
 MAX_BYTES = 256 << 20
 ENTRY_BYTES = 1 << 10  # what an entry takes beside its places
+MOST_UNUSABLE = 100_000  # kept; over a range of resolutions nearly every draw has one of its own
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -38,7 +39,8 @@ class PlaceCache:
     """Places by slide and resolution, the most recently used up to 256 MB; safe between threads.
 
     Attributes:
-        unusable: Why slides have no place, by slide_id and mpp; logged once for each slide.
+        unusable: Why slides have no place, by slide_id and mpp, of the first 100,000; logged once
+            for each slide.
     """
 
     def __init__(
@@ -119,6 +121,7 @@ class PlaceCache:
         with self._lock:
             is_new = slide_id not in self._noted
             self._noted.add(slide_id)
-            self.unusable[slide_id, mpp] = reason
+            if len(self.unusable) < MOST_UNUSABLE:
+                self.unusable[slide_id, mpp] = reason
         level = logging.WARNING if is_new else logging.DEBUG
         LOGGER.log(level, "%s: no tiles at %g mpp: %s", slide_id, mpp, reason)
