@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+import typer
 from faulty_server import serve
 from synthetic_slides import ArraySlide, overwrite_tile, tissue_like, write_tiff
 
+from anlage.bench import io
 from anlage.bench.decoding import native_work
 from anlage.bench.io import measure_io
 from anlage.bench.io_report import IoReport, IoSettings, Limit
+from anlage.cli.machine import bench_io
 from anlage.errors import CatalogueError, TrainingError
 from anlage.slides.formats.tiled_picture import TiledPicture
 from anlage.slides.indexing.index import index_slides
@@ -140,6 +144,16 @@ def test_slides_that_cannot_be_used_are_told(slides: Path, tmp_path: Path) -> No
         measure_io([str(slides / "empty.svs")], QUICK)
 
 
+def test_of_many_slides_no_fewer_than_wanted_are_taken_evenly(
+    slides: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copy(slides / "a.tif", slides / "d.tif")
+    for most, expected in ((2, "ac"), (3, "abc"), (9, "abcd")):
+        monkeypatch.setattr(io, "MOST_SLIDES", most)
+        with io._catalogue([str(slides)]) as (catalogue, _):
+            assert catalogue.column("slide_id").to_pylist() == list(expected)
+
+
 def test_slides_too_coarse_are_refused_by_their_own_name(slides: Path) -> None:
     with pytest.raises(TrainingError, match=r"a\.tif: needs slides that give 64 px tiles at 0.1"):
         measure_io([str(slides / "a.tif")], IoSettings(tile_px=64, n=4, mpp=0.1))
@@ -191,3 +205,18 @@ def test_the_command_prints_json(slides: Path) -> None:
     assert run.returncode == 0, run.stderr
     assert json.loads(run.stdout)["n_tiles"] == 8
     assert "Traceback" not in run.stderr
+
+
+@pytest.mark.parametrize("as_json", [True, False])
+def test_the_command_ends_with_3_where_slides_were_refused(
+    slides: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    as_json: bool,
+) -> None:
+    monkeypatch.setattr("anlage.cli.machine.log_to", lambda _: None)
+    (slides / "empty.svs").touch()
+    with pytest.raises(typer.Exit) as ended:
+        bench_io([str(slides)], tile_px=64, n=8, rounds=1, as_json=as_json)
+    assert ended.value.exit_code == 3
+    assert "empty.svs" in capsys.readouterr().out

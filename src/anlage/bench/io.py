@@ -80,7 +80,8 @@ def _catalogue(slides: Sequence[str]) -> Iterator[tuple[Catalogue, Sequence[Refu
         yield Catalogue.open(Path(slides[0])), ()
         return
     found, refused = find_slides(slides)
-    chosen = found[:: max(1, ceil(len(found) / MOST_SLIDES))]
+    n_chosen = min(len(found), MOST_SLIDES)
+    chosen = [found[len(found) * k // n_chosen] for k in range(n_chosen)]
     with TemporaryDirectory(prefix="anlage-bench-") as folder:
         if chosen:
             names = [slide.location for slide in chosen]

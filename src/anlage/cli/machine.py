@@ -75,8 +75,10 @@ def bench_io(
     report = measure_io(slides, settings)
     if as_json:
         print(json.dumps(report.as_json(), indent=1))
-        return
-    for line in report.as_lines():
-        print(line)
-    for uri, reason in report.refused:
-        print(f"refused: {uri}: {reason}")
+    else:
+        for line in report.as_lines():
+            print(line)
+        for uri, reason in report.refused:
+            print(f"refused: {uri}: {reason}")
+    if report.refused:
+        raise typer.Exit(Exit.SOME_REFUSED)
