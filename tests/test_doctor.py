@@ -12,6 +12,7 @@ from synthetic_slides import ArraySlide, pyramid, write_tiff
 
 from anlage import doctor
 from anlage.doctor import Finding, as_json, as_lines, examine, is_well
+from anlage.slides.reader import SlideReader
 
 
 @pytest.fixture(autouse=True)
@@ -120,6 +121,14 @@ def test_the_slides_of_a_catalogue_are_opened_as_it_says(tmp_path: Path) -> None
     assert {name: slide.state for name, slide in slides.items()} == {"a": "ok", "b": "broken"}
     none = found(examine([str(tmp_path / "no.parquet")]), "slide")
     assert [slide.state for slide in none.values()] == ["broken"]
+
+
+def test_a_slide_that_the_system_does_not_open_is_broken() -> None:
+    def opener() -> SlideReader:
+        raise PermissionError(13, "Permission denied", "a.dcm")
+
+    finding = doctor._opened("a.dcm", opener)
+    assert (finding.state, finding.told) == ("broken", "[Errno 13] Permission denied: 'a.dcm'")
 
 
 def test_a_cache_that_cannot_be_written_is_broken(

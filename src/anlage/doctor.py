@@ -325,8 +325,9 @@ def _opened(name: str, opener: Callable[[], SlideReader]) -> Finding:
                 _profile(slide),
             ]
             slide.read_region(size.width // 2, size.height // 2, 1, 1)
-    except AnlageError as error:
-        return Finding("slide", name, "broken", error.message)
+    except (AnlageError, OSError) as error:
+        told_of = error.message if isinstance(error, AnlageError) else str(error)
+        return Finding("slide", name, "broken", told_of)
     state: State = "ok" if resolution else "broken"
     return Finding("slide", name, state, "; ".join(part for part in told if part))
 
