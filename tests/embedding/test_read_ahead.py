@@ -1,5 +1,6 @@
 import threading
 import time
+from collections import deque
 from types import SimpleNamespace
 
 import numpy as np
@@ -158,3 +159,34 @@ def test_native_tiles_are_decoded_once_for_a_block(catalogue, monkeypatch):
     gather(catalogue, jobs, batch_size=3)
     n_tiles = sum(len(job.corners) for job in jobs)
     assert 0 < len(decoded) == len(set(decoded)) < n_tiles
+
+
+def test_no_slide_stays_open_when_the_consumer_gives_up(catalogue, monkeypatch):
+    opened, go_on = [], threading.Event()
+    open_slide = type(catalogue).open_slide
+
+    def noted(self, slide_id):
+        opened.append(open_slide(self, slide_id))
+        return opened[-1]
+
+    def wait(slide, windows):
+        assert go_on.wait(60)
+
+    monkeypatch.setattr(type(catalogue), "open_slide", noted)
+    monkeypatch.setattr("anlage.embedding.read_ahead.start_tiles", Reading(wait))
+
+    def give_up():
+        with TileReadAhead(catalogue, SPEC, batch_size=4, threads=1) as reader:
+            reader._threads.submit(go_on.wait, 60)  # the blocks are opened, and not yet read
+            for job in make_jobs(catalogue):
+                reader._start(job, np.arange(len(job.corners))[:2], growing=deque())
+            deadline = time.monotonic() + 60
+            while len(opened) < 4 and time.monotonic() < deadline:
+                time.sleep(0.01)
+            threading.Timer(0.1, go_on.set).start()
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        give_up()
+    assert len(opened) >= 4
+    assert all(slide._is_closed for slide in opened)

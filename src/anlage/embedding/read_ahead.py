@@ -32,6 +32,7 @@ from anlage.tiles.spec import TileSpec
 
 PREFETCH_BATCHES = 3
 BLOCK_PX = 2048  # edge of a block of neighbouring tiles, pixels at their mpp
+Opening = Future[tuple[SharedSlide, PendingTiles] | None]  # None: the slide is refused
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,6 +157,7 @@ class TileReadAhead:
             touched.append(batch)
         opening = self._openers.submit(self._open, job, rows)
         read = self._threads.submit(self._read, job, opening, targets)
+        read.add_done_callback(partial(self._give_back_unread, opening))
         for batch in touched:
             batch.reads.append(read)
 
@@ -184,10 +186,18 @@ class TileReadAhead:
                 self._handles.give_back(shared, is_damaged=True)
             return None
 
+    def _give_back_unread(self, opening: Opening, read: Future[None]) -> None:
+        """Give back the slide of a block that nobody has read by the end of the ``with`` block."""
+        if not read.cancelled() or opening.cancelled() or opening.exception() is not None:
+            return
+        opened = opening.result()
+        if opened is not None:
+            self._handles.give_back(opened[0])
+
     def _read(
         self,
         job: SlideJob,
-        opening: Future[tuple[SharedSlide, PendingTiles] | None],
+        opening: Opening,
         targets: list[NDArray[np.uint8]],
     ) -> None:
         opened = opening.result()
