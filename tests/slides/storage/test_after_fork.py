@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -55,3 +57,42 @@ def test_a_child_whose_parent_never_read_reads_by_itself(tmp_path: Path) -> None
     with serve(tmp_path) as server:
         command = [sys.executable, "-c", FORK_FIRST, server.url("a")]
         assert subprocess.run(command, timeout=HANG_S, check=False).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("function", "arguments", "said"), [(threading.Lock, (), "lock"), (sys.exit, (3,), "3")]
+)
+def test_an_answer_that_cannot_be_sent_is_told(
+    function: Callable[..., object], arguments: tuple[object, ...], said: str
+) -> None:
+    proxy, raised = _Proxy(), []
+
+    def call() -> None:
+        try:
+            proxy.call(function, arguments, {})
+        except (OSError, SystemExit) as error:
+            raised.append(str(error))
+
+    waiting = threading.Thread(target=call, daemon=True)
+    waiting.start()
+    waiting.join(HANG_S)
+    assert len(raised) == 1
+    assert said in raised[0]
+    assert proxy.call(divmod, (7, 2), {}) == (3, 1)
+
+
+NOT_UNDERSTOOD = "type('A', (), {'__reduce__': lambda self: (int, ('no number',))})()"
+
+
+def test_an_answer_that_cannot_be_understood_ends_the_waiting() -> None:
+    proxy, raised = _Proxy(), []
+
+    def call() -> None:
+        with pytest.raises(OSError, match="has ended; try again"):
+            proxy.call(eval, (NOT_UNDERSTOOD,), {})
+        raised.append(True)
+
+    waiting = threading.Thread(target=call, daemon=True)
+    waiting.start()
+    waiting.join(HANG_S)
+    assert raised

@@ -8,6 +8,7 @@ sends it the calls. Whoever does not fork never comes here.
 from __future__ import annotations
 
 import itertools
+import logging
 import os
 import subprocess
 import sys
@@ -16,10 +17,12 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
+from pickle import PicklingError
 from typing import Any, ParamSpec, TypeVar
 
 from anlage.slides.storage.connections import N_CONNECTIONS
 
+LOGGER = logging.getLogger(__name__)
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -83,18 +86,21 @@ class _Proxy:
         return future.result()
 
     def _receive(self) -> None:
-        while True:
-            try:
+        try:
+            while True:
                 number, is_error, result = self._pipe.recv()
-            except (EOFError, OSError):
-                break
-            future = self._waiting.pop(number)
-            if is_error:
-                future.set_exception(result)
-            else:
-                future.set_result(result)
+                future = self._waiting.pop(number)
+                if is_error:
+                    future.set_exception(result)
+                else:
+                    future.set_result(result)
+        except (EOFError, OSError):
+            LOGGER.debug("process %d, which reads for this one, has ended", self._process.pid)
+        except Exception:  # an answer that cannot be understood; nobody may wait for the others
+            LOGGER.exception("process %d, which reads for this one, is let go", self._process.pid)
         with self._lock:
             self.has_ended = True
+            self._pipe.close()
             for future in self._waiting.values():
                 future.set_exception(_ended())
         self._process.wait()
@@ -119,10 +125,13 @@ def answer_calls(pipe_number: int) -> None:
     def answer(number: int, function: Callable[..., Any], args: Any, kwargs: Any) -> None:  # noqa: ANN401
         try:
             result, is_error = function(*args, **kwargs), False
-        except Exception as error:  # noqa: BLE001 - it is raised at the other end
+        except BaseException as error:  # noqa: BLE001 - it is raised at the other end
             result, is_error = error, True
         with lock:
-            pipe.send((number, is_error, result))
+            try:
+                pipe.send((number, is_error, result))
+            except (TypeError, AttributeError, PicklingError):  # it cannot be sent
+                pipe.send((number, True, OSError(f"{type(result).__name__}: {result}")))
 
     with ThreadPoolExecutor(N_CONNECTIONS) as pool:
         while True:
