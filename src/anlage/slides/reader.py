@@ -289,6 +289,23 @@ def levels_of(sizes: Sequence[Size]) -> tuple[Level, ...]:
     return tuple(levels)
 
 
+def refuse_unless_one_pyramid(path: str, levels: Sequence[Level]) -> None:
+    """Refuse levels of which one cannot be another reduced, since their shapes differ.
+
+    Raises:
+        UnknownFormatError: If a level is higher or lower than its width says, by 1 % and 2 pixels.
+    """
+    full = levels[0]
+    for level in levels:
+        height = full.height / full.width * level.width
+        if abs(height - level.height) > max(2, 0.01 * height):
+            raise UnknownFormatError(
+                path,
+                f"needs levels of one shape; got {full.width} x {full.height} and "
+                f"{level.width} x {level.height}.",
+            )
+
+
 def open_slide(
     location: str | Path,
     *,

@@ -1,16 +1,19 @@
 from __future__ import annotations
 
+import errno
 import logging
 import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from faulty_server import FaultyServer, serve
 from synthetic_slides import pyramid, write_tiff
 
+from anlage.slides.formats import tiff_sidecar
 from anlage.slides.formats.tiff_index import TiffIndex, read_tiff_index
 from anlage.slides.formats.tiff_sidecar import (
     DIGEST_BYTES,
@@ -22,6 +25,7 @@ from anlage.slides.formats.tiff_sidecar import (
 )
 from anlage.slides.levels import TileWindow
 from anlage.slides.reader import SlideReader, open_slide
+from anlage.slides.rectangle import Rectangle
 from anlage.slides.regions import read_tiles
 from anlage.slides.storage.byte_source import SlideChangedError
 from anlage.slides.storage.file_bytes import FileBytes
@@ -218,3 +222,52 @@ def test_the_oldest_go_first(cache: Path) -> None:
         os.utime(path, (1000 - i, 1000 - i))
     remove_oldest(cache, max_bytes=250)
     assert sorted(path.name for path in cache.iterdir()) == ["0.sidecar", "1.sidecar"]
+
+
+@pytest.mark.parametrize("how", [{"mpp": 1.0}, {"iccprofile": bytes(200)}])
+def test_a_slide_replaced_by_one_that_says_something_else(
+    server: FaultyServer, how: dict[str, Any]
+) -> None:
+    """Its resolution and its colours are what the tiles asked for were chosen by."""
+    open_slide(server.url("a.tiff")).close()
+    write_tiff(server.root / "a.tiff", pyramid(700, 500), **how)
+    with open_slide(server.url("a.tiff")) as slide:
+        assert slide.mpp == pytest.approx(0.5)
+        with pytest.raises(SlideChangedError, match="has changed since it was last opened. Open"):
+            slide.read_region(0, 0, 100, 100)
+        (tile,) = read_tiles(slide, [TileWindow(0, 0, 100, 0.5)])
+        assert isinstance(tile, SlideChangedError)
+    with open_slide(server.url("a.tiff")) as slide:
+        assert slide.mpp == pytest.approx(how.get("mpp", 0.5))
+        assert slide.icc_profile == how.get("iccprofile")
+
+
+def test_a_slide_replaced_by_one_that_cannot_be_reduced(server: FaultyServer) -> None:
+    url, place = server.url("a.tiff"), [Rectangle(0, 0, 60, 60)]
+    open_slide(url).close()
+    with open_slide(url) as slide, open_slide(url) as another:
+        write_tiff(server.root / "a.tiff", pyramid(700, 500))
+        with pytest.raises(SlideChangedError, match="has changed since it was last opened. Open"):
+            slide.read_region(0, 0, 100, 100, reduce=4)
+        ((_, outcome),) = another.start_regions(place, reduce=4)()
+        assert isinstance(outcome, SlideChangedError)
+        with pytest.raises(SlideChangedError, match="has changed since it was last opened. Open"):
+            another.start_regions(place, reduce=4)
+        np.testing.assert_array_equal(everything(another), pyramid(700, 500)[0])
+
+
+def test_a_slide_replaced_while_the_cache_cannot_be_written(
+    server: FaultyServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    open_slide(server.url("a.tiff")).close()
+    write_tiff(server.root / "a.tiff", [255 - level for level in pyramid(700, 500)])
+    with open_slide(server.root / "a.tiff") as slide:
+        expected = everything(slide)
+    monkeypatch.setattr(Path, "unlink", refuse)
+    monkeypatch.setattr(tiff_sidecar, "replace_whole", refuse)
+    with caplog.at_level(logging.WARNING), open_slide(server.url("a.tiff")) as slide:
+        np.testing.assert_array_equal(everything(slide), expected)
+    assert "cannot be removed (Permission denied)" in caplog.text

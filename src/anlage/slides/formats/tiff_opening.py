@@ -11,7 +11,7 @@ from anlage.slides.storage.byte_source import ByteSource, open_bytes
 from anlage.slides.storage.location import is_remote
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class OpenTiff:
     """A TIFF that is open for reading.
 
@@ -46,17 +46,20 @@ def open_tiff(location: str, *, version: str | None = None, size: int | None = N
     if known is not None and version in {None, known.version} and size in {None, known.size}:
         source = open_bytes(location, version=known.version, size=known.size)
         return OpenTiff(source, known.index, is_presumed=version is None)
-    source = open_bytes(location, version=version, size=size)
-    refuse_broken_chain(source)
-    index = read_tiff_index(source)
-    for picture in (*index.levels, *index.associated.values()):
-        picture.refuse_if_outside(source)
-    if source.is_remote:
-        save_sidecar(location, Sidecar(source.version, source.size, index))
-    return OpenTiff(source, index)
+    return _parsed(open_bytes(location, version=version, size=size))
 
 
 def reopen_tiff(location: str) -> OpenTiff:
     """Open a slide anew after it was found not to be the one that its sidecar says."""
     drop_sidecar(location)
-    return open_tiff(location)
+    return _parsed(open_bytes(location))
+
+
+def _parsed(source: ByteSource) -> OpenTiff:
+    refuse_broken_chain(source)
+    index = read_tiff_index(source)
+    for picture in (*index.levels, *index.associated.values()):
+        picture.refuse_if_outside(source)
+    if source.is_remote:
+        save_sidecar(source.path, Sidecar(source.version, source.size, index))
+    return OpenTiff(source, index)

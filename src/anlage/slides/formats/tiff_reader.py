@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 from typing import ClassVar
 
 import numpy as np
@@ -16,7 +14,7 @@ from anlage.slides.formats.tiff_index import TiffIndex
 from anlage.slides.formats.tiff_opening import OpenTiff, open_tiff, reopen_tiff
 from anlage.slides.formats.tile_parts import TileParts, read_part
 from anlage.slides.formats.tiled_picture import TiledPicture
-from anlage.slides.reader import SlideReader, UnknownFormatError, levels_of
+from anlage.slides.reader import SlideReader, levels_of, refuse_unless_one_pyramid
 from anlage.slides.rectangle import Outcome, Rectangle
 from anlage.slides.resolution import find_resolution
 from anlage.slides.storage.byte_source import ByteSource, SlideChangedError
@@ -28,7 +26,7 @@ class TiffReader(SlideReader):
     Reads share one file descriptor and no lock; the decoders release the GIL. A damaged tile
     costs the reads that touch it and no others. A remote slide that was opened before is opened
     without a request; should its first read find that it is another file by now, that is opened
-    in its place if it has the same levels, and refused if not.
+    in its place if it says the same of itself, its levels and resolution, and refused if not.
 
     Args:
         path: The slide's file, or its URL.
@@ -59,10 +57,10 @@ class TiffReader(SlideReader):
             levels=levels_of([level.size for level in index.levels]),
             resolution=find_resolution(path, index.stated, override=mpp),
         )
-        self._refuse_if_not_one_pyramid()
+        refuse_unless_one_pyramid(path, self.levels)
         self.version = self._opened.source.version
         self._index = index
-        self._swap = threading.Lock()
+        self._reductions = tuple(level.reductions for level in index.levels)
 
     @property
     def associated(self) -> tuple[str, ...]:
@@ -98,37 +96,39 @@ class TiffReader(SlideReader):
 
     def reductions(self, level: int) -> tuple[int, ...]:
         """1, 2, 4 and 8 for JPEG in tiles whose edges they divide; else 1 alone."""
-        return self._index.levels[level].reductions
+        return self._reductions[level]
 
     def _read_inside(self, level: int, left: int, top: int, size: Size) -> NDArray[np.uint8]:
         return self._read_part(level, Rectangle(left, top, *size), 1)
 
     def _read_part(self, level: int, part: Rectangle, reduce: int) -> NDArray[np.uint8]:
         return self._checked(
-            lambda index, source: read_part(index.levels[level], source, part, reduce=reduce)
+            lambda index, source: read_part(
+                self._picture(index, level, reduce), source, part, reduce=reduce
+            )
         )
 
     def _start_parts(
         self, level: int, parts: Sequence[Rectangle], reduce: int
     ) -> Callable[[], Iterator[tuple[int, Outcome]]]:
-        def start() -> TileParts:
-            opened = self._open()
-            return TileParts(opened.index.levels[level], opened.source, parts, reduce=reduce)
+        def start(opened: OpenTiff) -> TileParts:
+            picture = self._picture(opened.index, level, reduce)
+            return TileParts(picture, opened.source, parts, reduce=reduce)
 
-        started = start()
-        if not self._open().is_presumed:
+        presumed = self._open()
+        started = start(presumed)
+        if not presumed.is_presumed:
             return started.read
 
         def read_checked() -> Iterator[tuple[int, Outcome]]:
             outcomes = list(started.read())
             if any(isinstance(outcome, SlideChangedError) for _, outcome in outcomes):
                 try:
-                    self._reopen()
-                    outcomes = list(start().read())
+                    outcomes = list(start(self._reopened(presumed)).read())
                 except SlideError as error:
                     outcomes = [(number, error) for number, _ in outcomes]
             if not all(isinstance(outcome, SlideError) for _, outcome in outcomes):
-                self._confirm()
+                presumed.is_presumed = False
             yield from outcomes
 
         return read_checked
@@ -143,9 +143,9 @@ class TiffReader(SlideReader):
         try:
             pixels = read(opened.index, opened.source)
         except SlideChangedError:
-            opened = self._reopen()
-            pixels = read(opened.index, opened.source)
-        self._confirm()
+            fresh = self._reopened(opened)
+            return read(fresh.index, fresh.source)
+        opened.is_presumed = False
         return pixels
 
     def _open(self) -> OpenTiff:
@@ -154,32 +154,33 @@ class TiffReader(SlideReader):
             raise SlideError(self.path, "has been closed. Open it again with open_slide.")
         return opened
 
-    def _confirm(self) -> None:
-        with self._swap:
-            if self._opened is not None:
-                self._opened = replace(self._opened, is_presumed=False)
+    def _reopened(self, used: OpenTiff) -> OpenTiff:
+        """The file that is there now, if it has only been presumed which one that is.
 
-    def _reopen(self) -> OpenTiff:
-        with self._swap:
-            opened = self._open()
-            if not opened.is_presumed:  # another thread was first
-                return opened
-            fresh = reopen_tiff(self.path)
-            if levels_of([level.size for level in fresh.index.levels]) != self.levels:
-                raise SlideChangedError(
-                    self.path, "has changed since it was last opened. Open it again."
-                )
-            self._opened, self._index = fresh, fresh.index
-            self.version = fresh.source.version
-            return fresh
+        No lock: a forked child might find it held. At worst two threads parse the same file.
+        """
+        opened = self._open()
+        if opened is not used or not used.is_presumed:  # another thread was first
+            return opened
+        fresh = reopen_tiff(self.path)
+        if _told(fresh.index) != _told(used.index):
+            raise self._has_changed()
+        self.version = fresh.source.version
+        self._opened, self._index = fresh, fresh.index
+        return fresh
 
-    def _refuse_if_not_one_pyramid(self) -> None:
-        full = self.levels[0]
-        for level in self.levels:
-            height = full.height / full.width * level.width
-            if abs(height - level.height) > max(2, 0.01 * height):
-                raise UnknownFormatError(
-                    self.path,
-                    f"needs levels of one shape; got {full.width} x {full.height} and "
-                    f"{level.width} x {level.height}.",
-                )
+    def _picture(self, index: TiffIndex, level: int, reduce: int) -> TiledPicture:
+        picture = index.levels[level]
+        if reduce not in picture.reductions:  # of a file that took another's place
+            raise self._has_changed()
+        return picture
+
+    def _has_changed(self) -> SlideChangedError:
+        return SlideChangedError(self.path, "has changed since it was last opened. Open it again.")
+
+
+def _told(index: TiffIndex) -> tuple[object, ...]:
+    """What a slide has told of itself when it was opened, which others may have acted on."""
+    sizes = [level.size for level in index.levels]
+    beside = {name: picture.size for name, picture in index.associated.items()}
+    return sizes, beside, index.vendor, index.stated, index.icc_profile

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import logging
-import threading
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -78,8 +78,12 @@ def save_sidecar(location: str, sidecar: Sidecar) -> None:
 
 
 def drop_sidecar(location: str) -> None:
-    """Forget what is known of a location."""
-    _path(location).unlink(missing_ok=True)
+    """Forget what is known of a location; a cache that cannot be written to is only logged."""
+    path = _path(location)
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        LOGGER.warning("%s: cannot be removed (%s)", path, error.strerror)
 
 
 def _unpacked(location: str, data: bytes) -> Sidecar | None:
@@ -109,15 +113,11 @@ class _Limit:
     """Keeps the folder below ``MAX_BYTES`` by removing what was written first."""
 
     def __init__(self) -> None:
-        self._n_written = 0
-        self._lock = threading.Lock()
+        self._written = itertools.count()  # no lock, which a forked child might find held
 
     def look(self, folder: Path) -> None:
-        with self._lock:
-            self._n_written += 1
-            if self._n_written % LOOK_EVERY != 1:
-                return
-        remove_oldest(folder, max_bytes=MAX_BYTES)
+        if next(self._written) % LOOK_EVERY == 0:
+            remove_oldest(folder, max_bytes=MAX_BYTES)
 
 
 _LIMIT = _Limit()
