@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import tracemalloc
 from pathlib import Path
 
 import imagecodecs
@@ -117,3 +118,17 @@ def test_another_format_is_left_to_others(tmp_path: Path) -> None:
     Image.fromarray(PICTURE).save(tmp_path / "a.bmp")
     with pytest.raises(UnknownFormatError, match="neither PNG nor JPEG"):
         ImageReader(str(tmp_path / "a.bmp"))
+
+
+def test_a_large_transparent_picture_takes_little_more_than_itself() -> None:
+    alpha = np.random.default_rng(0).integers(0, 256, (2000, 300, 1), dtype=np.uint8)
+    colour = tissue_like(300, 2000)
+    expected = (colour.astype(float) * alpha + 255.0 * (255 - alpha.astype(float))) / 255
+    tracemalloc.start()
+    try:
+        shown = image_reader.over_white(colour, alpha)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert np.abs(shown - expected).max() <= 0.5 + 1e-9
+    assert peak < 4 * colour.nbytes

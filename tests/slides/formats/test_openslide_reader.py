@@ -14,6 +14,7 @@ from synthetic_slides import tissue_like, write_tiff
 from anlage.slides.formats import openslide_reader
 from anlage.slides.formats.openslide_reader import OpenSlideReader
 from anlage.slides.reader import SlideReader, UnknownFormatError, open_slide
+from anlage.slides.storage.byte_source import SlideChangedError
 
 NATIVE = {
     # name: (vendor, mpp, number of levels)
@@ -106,3 +107,24 @@ def test_a_child_does_not_touch_the_handle_of_its_parent(tmp_path: Path) -> None
         assert all(
             any(kept is old for kept in openslide_reader._SHARED.of_parents) for old in before
         )
+
+
+@pytest.mark.parametrize("width", [300, 280])
+def test_another_slide_in_its_place_is_not_read_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, width: int
+) -> None:
+    path = write_tiff(tmp_path / "a.tiff", [tissue_like(300, 200)])
+    read = openslide_reader._pixels
+
+    def fail_once(*how: Any) -> np.ndarray:
+        monkeypatch.setattr(openslide_reader, "_pixels", read)
+        raise openslide.OpenSlideError(path)
+
+    with OpenSlideReader(str(path)) as slide:
+        write_tiff(tmp_path / "b.tiff", [tissue_like(width, 200, seed=8)]).replace(path)
+        monkeypatch.setattr(openslide_reader, "_pixels", fail_once)
+        with pytest.raises(SlideChangedError, match="has changed since it was opened"):
+            slide.read_region(0, 0, 100, 100)
+        openslide_reader._SHARED.renew()  # what a fork does in the child
+        with pytest.raises(SlideChangedError, match="has changed since it was opened"):
+            slide.read_region(0, 0, 100, 100)

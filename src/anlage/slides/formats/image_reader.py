@@ -19,6 +19,7 @@ from anlage.slides.storage.byte_source import open_bytes
 
 MODES = ("1", "L", "LA", "P", "RGB", "RGBA")
 MAX_PX = 2**27  # it is held in memory whole: 384 MiB
+BAND_ROWS = 256
 DAMAGES = (OSError, SyntaxError, ValueError, RuntimeError)  # of Pillow and of the decoders
 Picture = tuple[NDArray[np.uint8], str, bytes | None]
 
@@ -126,8 +127,22 @@ def _png(data: bytes) -> NDArray[np.uint8]:
     colour = np.broadcast_to(pixels[..., :n_colours], (*pixels.shape[:2], 3))
     if n_colours == pixels.shape[2]:
         return np.array(colour)
-    alpha = pixels[..., n_colours:].astype(np.uint16)
-    return ((colour * alpha + WHITE * (255 - alpha) + 127) // 255).astype(np.uint8)
+    return over_white(colour, pixels[..., n_colours:])
+
+
+def over_white(colour: NDArray[np.uint8], alpha: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """A picture as it looks on white; a band at a time, since the sums take several times its size.
+
+    Args:
+        colour: (H, W, 3) uint8 RGB, not multiplied by alpha.
+        alpha: (H, W, 1) uint8, 255 where it is opaque.
+    """
+    shown = np.empty(colour.shape, np.uint8)
+    for top in range(0, len(shown), BAND_ROWS):
+        band = slice(top, top + BAND_ROWS)
+        share = alpha[band].astype(np.uint16)
+        shown[band] = (colour[band] * share + WHITE * (255 - share) + 127) // 255
+    return shown
 
 
 def _jpeg(data: bytes) -> NDArray[np.uint8]:

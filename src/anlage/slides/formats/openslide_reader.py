@@ -15,9 +15,10 @@ from openslide import lowlevel
 
 from anlage.errors import SlideError
 from anlage.geometry import Size
+from anlage.slides.formats.image_reader import over_white
 from anlage.slides.reader import SlideReader, UnknownFormatError, levels_of
-from anlage.slides.rectangle import WHITE
 from anlage.slides.resolution import Stated, find_resolution
+from anlage.slides.storage.byte_source import SlideChangedError
 
 CACHE_BYTES = 64 * 2**20
 
@@ -57,6 +58,7 @@ class OpenSlideReader(SlideReader):
 
     An error makes an OpenSlide handle useless for good, so a read that fails is tried again on a
     fresh handle: it may have been another thread's error. If that fails too, the place is damaged.
+    A handle on a file that took the slide's place in the meantime is refused.
     OpenSlide does not report every damage: a JPEG tile that ends early comes back partly grey.
 
     Args:
@@ -87,6 +89,7 @@ class OpenSlideReader(SlideReader):
         self._native_tiles = [_native_tile(properties, i) for i in range(len(sizes))]
         self._associated = tuple(sorted(slide.associated_images))
         self._icc_profile = _icc_profile(slide)
+        self._told = _told(slide)
         self._slide: Any = slide
         self._swap = threading.Lock()
         self._n_forks = _SHARED.n_forks
@@ -110,9 +113,7 @@ class OpenSlideReader(SlideReader):
             lambda slide: np.asarray(slide.associated_images[name]),
             f"its associated picture {name!r}",
         )
-        alpha = rgba[..., 3:].astype(np.uint16)
-        on_white = (rgba[..., :3] * alpha + WHITE * (255 - alpha) + 127) // 255
-        return on_white.astype(np.uint8)
+        return over_white(rgba[..., :3], rgba[..., 3:])
 
     def close(self) -> None:
         """Let go of the handle; OpenSlide closes it when the last read has ended."""
@@ -143,7 +144,7 @@ class OpenSlideReader(SlideReader):
         try:
             return read(used)
         except openslide.OpenSlideError:
-            fresh = _open(self.path)
+            fresh = self._opened_again()
         try:
             pixels = read(fresh)
         except openslide.OpenSlideError as error:
@@ -159,8 +160,16 @@ class OpenSlideReader(SlideReader):
             _SHARED.of_parents.append(self._slide)
             self._swap = threading.Lock()
             if self._slide is not None:
-                self._slide = _open(self.path)
+                self._slide = self._opened_again()
             self._n_forks = _SHARED.n_forks
+
+    def _opened_again(self) -> Any:  # noqa: ANN401
+        fresh = _open(self.path)
+        if _told(fresh) != self._told:
+            raise SlideChangedError(
+                self.path, "has changed since it was opened. Open it again with open_slide."
+            )
+        return fresh
 
     def _replace(self, used: object, fresh: object) -> None:
         with self._swap:
@@ -177,6 +186,11 @@ def _open(path: str) -> Any:  # noqa: ANN401 - openslide has no types here
         raise UnknownFormatError(path, f"{error}.") from error
     slide.set_cache(_SHARED.cache)
     return slide
+
+
+def _told(slide: Any) -> tuple[object, ...]:  # noqa: ANN401
+    """What tells a slide from another: its levels, and OpenSlide's hash of its smallest one."""
+    return slide.level_dimensions, slide.properties.get("openslide.quickhash-1")
 
 
 def _pixels(
