@@ -328,6 +328,24 @@ def test_column_codes_number_values_and_take_nulls_for_one(catalogue: Catalogue)
         catalogue.column_codes("colour")
 
 
+def test_column_codes_of_columns_that_users_added(catalogue: Catalogue) -> None:
+    """As pandas writes a "category", or somebody a list."""
+    kinds = {
+        "site": pa.array(["x", "y", "x"]).dictionary_encode(),
+        "scanner": pa.array(["p", None, "p"]).dictionary_encode(),
+        "ages": pa.array([[61], None, [63]]),
+    }
+    table = catalogue.table
+    for name, values in kinds.items():
+        table = table.append_column(name, values)
+    rewrite(catalogue, table)
+    again = Catalogue.open(catalogue.path)
+    assert again.column_codes("site")[0].tolist() == [0, 1, 0]
+    assert again.column_codes("scanner")[0].tolist() == [0, 1, 0]
+    with pytest.raises(ValueError, match="of single values; got 'ages' of list<"):
+        again.column_codes("ages")
+
+
 def test_a_view_knows_which_slides_it_has(catalogue: Catalogue) -> None:
     train = catalogue.select(split="train")
     assert ["a" in train, "c" in train, "c" in catalogue, "z" in catalogue] == [

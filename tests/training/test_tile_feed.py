@@ -53,6 +53,8 @@ def test_balance_and_base_change_the_shares(catalogue: Catalogue) -> None:
 def test_a_column_that_is_not_there_is_refused_by_name(catalogue: Catalogue) -> None:
     with pytest.raises(CatalogueError, match=r"tiles\.balance names; has no scanner among"):
         tile_sampler(micro_config("tiles.balance={scanner: 0.5}"), catalogue)
+    with pytest.raises(CatalogueError, match=r"single values .*; level_downsamples hold lists"):
+        tile_sampler(micro_config("tiles.balance={level_downsamples: 0.5}"), catalogue)
 
 
 def test_a_range_of_resolutions_makes_an_encoder_of_the_mpp_named(

@@ -179,9 +179,18 @@ class Catalogue:
             (N,) int64 from 0, in the order in which values first appear; how many there are.
 
         Raises:
-            ValueError: If there is no such column.
+            ValueError: If there is no such column, or it holds lists or structs.
         """
-        encoded = self.column(name).combine_chunks().dictionary_encode(null_encoding="encode")
+        column = self.column(name)
+        if pa.types.is_nested(column.type):
+            msg = (
+                f"Catalogue.column_codes: needs a column of single values; got {name!r} of "
+                f"{column.type}. Choose another column of {self.path}."
+            )
+            raise ValueError(msg)
+        if pa.types.is_dictionary(column.type):
+            column = column.cast(column.type.value_type)
+        encoded = column.combine_chunks().dictionary_encode(null_encoding="encode")
         codes = encoded.indices.to_numpy(zero_copy_only=False).astype(np.int64)
         return codes, len(encoded.dictionary)
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
+import pyarrow as pa
+
 from anlage.errors import CatalogueError
 from anlage.slides.catalogue import Catalogue
 from anlage.tiles.magnification import ContinuousMpp
@@ -23,7 +25,7 @@ def tile_sampler(config: TilePretrainConfig, slides: Catalogue) -> TileSampler:
 
     Raises:
         TrainingError: If no slide gives tiles at some resolution.
-        CatalogueError: If the recipe balances over a column that is not there.
+        CatalogueError: If the recipe balances over a column that is not there, or over lists.
     """
     missing = sorted(config.tiles.balance.keys() - set(slides.column_names))
     if missing:
@@ -31,6 +33,14 @@ def tile_sampler(config: TilePretrainConfig, slides: Catalogue) -> TileSampler:
             slides.path,
             f"needs the columns that tiles.balance names; has no {', '.join(missing)} among "
             f"{', '.join(slides.column_names)}. Add them with `anlage index --labels`.",
+        )
+    schema = slides.schema
+    nested = [c for c in sorted(config.tiles.balance) if pa.types.is_nested(schema.field(c).type)]
+    if nested:
+        raise CatalogueError(
+            slides.path,
+            f"needs columns of single values for tiles.balance; {', '.join(nested)} hold lists or "
+            "structs. Balance over other columns.",
         )
     drawn = config.tiles.magnifications
     if isinstance(drawn, MagnificationRange):
