@@ -367,6 +367,33 @@ def test_no_thread_or_slide_is_left_when_the_consumer_raises(scheme: str) -> Non
     assert len(reads) == n
 
 
+@pytest.mark.parametrize("is_waiting", [True, False])
+def test_nobody_waits_for_a_stream_that_is_closed(is_waiting: bool) -> None:
+    begun, go_on, ended = threading.Event(), threading.Event(), []
+
+    def hold(_: str) -> None:
+        begun.set()
+        assert go_on.wait(60)
+
+    def consume() -> None:
+        with pytest.raises(RuntimeError, match="the stream is closed"):
+            list(batches)
+        ended.append(True)
+
+    tiles = stream(Slides(hold))
+    batches = tiles.batches(0, 10**9)
+    consumer = threading.Thread(target=consume, daemon=True)
+    if is_waiting:
+        consumer.start()
+        assert begun.wait(60)
+        threading.Timer(0.05, go_on.set).start()
+    tiles.close()
+    if not is_waiting:
+        consumer.start()
+    consumer.join(60)
+    assert ended
+
+
 @pytest.mark.parametrize(("k", "scheme"), [(1, ""), (4, ""), (4, "s3://bucket/")])
 def test_reading_runs_ahead_and_is_bounded(k: int, scheme: str) -> None:
     reads: list[str] = []

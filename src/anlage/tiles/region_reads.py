@@ -89,19 +89,27 @@ class RegionReads:
         self.fetchers = UrgentFirst(FETCHERS, name="anlage-tiles-fetch") if is_remote else None
         self.room = threading.Semaphore(FETCHED_AHEAD)
         self.is_closed = False
+        self._growing: set[GrowingBatches] = set()
 
     @contextmanager
     def of(self, share: Share, *, ahead_steps: int) -> Iterator[GrowingBatches]:
         """The batches of a share, growing; what is under way is dropped at the end of the block."""
         growing = GrowingBatches(self, share, ahead_steps=ahead_steps)
+        self._growing.add(growing)
         try:
             yield growing
         finally:
+            self._growing.discard(growing)
             growing.is_dropped = True
 
     def close(self) -> None:
-        """Stop all threads once they have done what they are at; the rest is dropped."""
+        """Stop all threads once they have done what they are at; the rest is dropped.
+
+        Whoever still waits for a batch, or does so afterwards, is told.
+        """
         self.is_closed = True
+        for growing in list(self._growing):
+            growing.wake()
         self.room.release(FETCHERS)  # nobody waits for room any more
         if self.fetchers is not None:
             self.fetchers.close()
@@ -128,9 +136,13 @@ class GrowingBatches:
         Raises:
             SlideError: If a tile cannot be read and errors are not resampled.
             TrainingError: If all attempts of one g failed.
+            RuntimeError: If the threads have been stopped.
         """
         with self._changed:
             while self._fatal is None and self._batch(step).n_missing:
+                if self._reads.is_closed:
+                    msg = "TileStream.batches: the stream is closed. Read within its `with` block."
+                    raise RuntimeError(msg)
                 self._changed.wait()
             if self._fatal is not None:
                 raise self._fatal
@@ -138,6 +150,11 @@ class GrowingBatches:
         if batch.failures:
             raise batch.failures[min(batch.failures)]
         return batch
+
+    def wake(self) -> None:
+        """Have ``wait_for`` look again."""
+        with self._changed:
+            self._changed.notify_all()
 
     def release(self, step: int) -> None:
         """Forget a finished batch and begin what there is room for now."""

@@ -151,6 +151,7 @@ class TileStream:
             TrainingError: If 100 attempts of one g cannot be read or are rejected.
             SlideError: If a tile cannot be read and errors are not to be resampled.
             ValueError: If the ranks cannot share a batch, or are to decide on quarantines apart.
+            RuntimeError: If the stream is closed before the last batch.
         """
         if world_size > 1 and self._errors.quarantine_after is not None:
             msg = (
