@@ -193,3 +193,15 @@ def test_after_close_it_refuses(tmp_path: Path, picture: np.ndarray) -> None:
         whole(slide)
     with pytest.raises(SlideError, match="has been closed"):
         slide.read_associated("label")
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16"])
+def test_entities_are_refused_in_any_encoding(tmp_path: Path, encoding: str) -> None:
+    text = (
+        f'<?xml version="1.0" encoding="{encoding}"?><!DOCTYPE Image [<!ENTITY size "128">]>'
+        '<Image xmlns="http://schemas.microsoft.com/deepzoom/2008" Format="png" Overlap="0" '
+        'TileSize="&size;"><Size Width="100" Height="80"/></Image>'
+    )
+    (tmp_path / "a.dzi").write_bytes(text.encode(encoding))
+    with pytest.raises(SlideError, match="needs a description without a DOCTYPE"):
+        DeepZoomReader(str(tmp_path / "a.dzi"))
