@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gc
 from collections.abc import Sequence
 from concurrent.futures import Future
 from io import BytesIO
@@ -7,6 +8,7 @@ from typing import BinaryIO, ClassVar
 
 import numpy as np
 import pytest
+import simplejpeg
 from synthetic_slides import tissue_like
 
 from anlage.errors import SlideError
@@ -134,3 +136,37 @@ def test_the_part_inside_and_white_around_it(place: Rectangle, part: Rectangle |
 
 def test_the_rectangle_around_several() -> None:
     assert around(PLACES) == Rectangle(0, 0, 64, 48)
+
+
+def test_two_that_are_read_in_turns_do_not_disturb_each_other() -> None:
+    """A thread decodes all its tiles into the same memory."""
+    tiles = [
+        bytes(simplejpeg.encode_jpeg(np.ascontiguousarray(PIXELS[y : y + EDGE, x : x + EDGE])))
+        for y in range(0, 48, EDGE)
+        for x in range(0, 64, EDGE)
+    ]
+    counts = np.array([len(tile) for tile in tiles])
+    grid = TiledPicture(
+        *("level 0", Size(64, 48), Size(EDGE, EDGE)),
+        *(np.cumsum(counts) - counts, counts, TileCodec("jpeg")),
+    )
+    file = FarFile(b"".join(tiles))
+    whole = read_part(grid, file, Rectangle(0, 0, 64, 48))
+    places = [Rectangle(16 * i + d, 16, 4, 4) for i in (1, 2) for d in (0, 3, 7)]
+    others = TileParts(grid, file, [Rectangle(0, 0, 16, 16)] * 9, reduce=1)
+    reads = zip(TileParts(grid, file, places, reduce=1).read(), others.read(), strict=False)
+    for (number, found), _ in reads:
+        left, top, *_ = places[number]
+        assert isinstance(found, np.ndarray)
+        assert np.array_equal(found, whole[top : top + 4, left : left + 4])
+
+
+def test_requests_for_what_nobody_reads_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    grid, data = picture()
+    file, future = FarFile(data), Future[list[bytes]]()
+    monkeypatch.setattr(file, "start", lambda _: future)
+    parts = TileParts(grid, file, PLACES, reduce=1)
+    assert not future.cancelled()
+    del parts
+    gc.collect()
+    assert future.cancelled()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -83,14 +84,18 @@ class TileParts:
             self._plan(_Part(number, (place.height, place.width, 3)), place)
         self._tiles = sorted(self._touching)
         self._fetched = file.start(self._ranges()) if file.is_remote else None
+        if self._fetched is not None:  # nobody is left to read what has not been asked for yet
+            weakref.finalize(self, self._fetched.cancel)
 
     def read(self) -> Iterator[tuple[int, Outcome]]:
         """Number in ``places`` and pixels of each, or why it has none, as they are finished."""
         room = _ROOM.of(self._tile_size.width * self._tile_size.height * 3)
         for tile, data in self._encoded():
             pixels = data if isinstance(data, SlideError) else self._decoded(tile, data, room)
-            for part, target, source in self._touching[tile]:
+            touching = self._touching[tile]
+            for part, target, source in touching:
                 part.take(pixels, target, source)
+            for part, _, _ in touching:  # only now: who gets one may read on in the same room
                 if part.n_missing == 0:
                     outcome = part.pixels if part.error is None else part.error
                     part.pixels = None
