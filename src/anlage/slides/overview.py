@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import cv2
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +10,7 @@ from anlage.geometry import Size, level0_px
 from anlage.slides.levels import choose_level
 from anlage.slides.masks import mask_shape
 from anlage.slides.reader import SlideReader
+from anlage.slides.rectangle import spans
 
 BLOCK_PX = 4096  # edge of one read, in pixels of the level
 THUMBNAIL_PX = 512
@@ -50,8 +49,8 @@ def read_overview(slide: SlideReader, *, mpp: float) -> tuple[Pixels, float]:
     ratio /= reduce
     picture = np.empty((height, width, 3), dtype=np.uint8)
     across, down = (max(1, int(px / ratio)) for px in _block(slide, level, reduce))
-    for top, bottom in _spans(height, down):
-        for left, right in _spans(width, across):
+    for top, bottom in spans(height, down):
+        for left, right in spans(width, across):
             edges = [round(edge * ratio) for edge in (left, top, right, bottom)]
             block = _read_block(slide, level, edges, reduce=reduce)
             size = (right - left, bottom - top)
@@ -85,11 +84,6 @@ def _read_block(slide: SlideReader, level: int, edges: list[int], *, reduce: int
         return inside
     extended = cv2.copyMakeBorder(inside, 0, beyond[0], 0, beyond[1], cv2.BORDER_REPLICATE)
     return np.asarray(extended, dtype=np.uint8)
-
-
-def _spans(extent: int, step: int) -> Iterator[tuple[int, int]]:
-    for start in range(0, extent, step):
-        yield start, min(start + step, extent)
 
 
 def thumbnail_mpp(slide: SlideReader) -> float:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -75,3 +75,9 @@ def around(rectangles: Sequence[Rectangle]) -> Rectangle:
     left, top = min(r.left for r in rectangles), min(r.top for r in rectangles)
     width = max(r.right for r in rectangles) - left
     return Rectangle(left, top, width, max(r.bottom for r in rectangles) - top)
+
+
+def spans(extent: int, step: int) -> Iterator[tuple[int, int]]:
+    """First and one after the last of every ``step`` pixels of ``extent``, in order."""
+    for start in range(0, extent, step):
+        yield start, min(start + step, extent)

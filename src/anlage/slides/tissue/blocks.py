@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import numpy as np
 from numpy.typing import NDArray
 
@@ -11,6 +9,7 @@ from anlage.geometry import level0_px
 from anlage.slides.levels import read_tile
 from anlage.slides.masks import TissueMask, mask_shape
 from anlage.slides.reader import SlideReader
+from anlage.slides.rectangle import spans
 from anlage.slides.tissue.finder import Mask, TissueFinder
 
 
@@ -47,8 +46,8 @@ def find_by_blocks(slide: SlideReader, finder: TissueFinder, *, mask_mpp: float)
         for n, n_mask in zip(seen_shape, shape, strict=True)
     )
     n_tissue = np.zeros(shape, dtype=np.int32)
-    for top, bottom in _spans(len(rows), finder.block_px):
-        for left, right in _spans(len(columns), finder.block_px):
+    for top, bottom in spans(len(rows), finder.block_px):
+        for left, right in spans(len(columns), finder.block_px):
             block = _find_block(slide, finder, left, top)[: bottom - top, : right - left]
             _count_into(n_tissue, block, rows[top:bottom], columns[left:right])
     n_rows, n_columns = (
@@ -85,8 +84,3 @@ def _count_into(
     by_row = np.add.reduceat(block, row_starts, axis=0, dtype=np.int32)
     counts = np.add.reduceat(by_row, column_starts, axis=1)
     n_tissue[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1] += counts
-
-
-def _spans(extent: int, step: int) -> Iterator[tuple[int, int]]:
-    for start in range(0, extent, step):
-        yield start, min(start + step, extent)
