@@ -21,6 +21,7 @@ from anlage.errors import SlideError
 from anlage.slides.formats.dicom_reader import DicomReader
 from anlage.slides.formats.openslide_reader import OpenSlideReader
 from anlage.slides.reader import SlideReader, UnknownFormatError, open_slide
+from anlage.slides.storage.byte_source import SlideChangedError
 
 JPEG, JPEG_LS, JPEG_2000 = (f"1.2.840.10008.1.2.4.{n}" for n in (50, 80, 90))
 NATIVE = [
@@ -304,3 +305,71 @@ def test_without_the_extra_openslide_serves(tmp_path: Path, shared_data: Path) -
     assert reader == "openslide"
     assert "wsidicom is missing" in error
     assert "pip install 'anlage[dicom]'" in error
+
+
+def no_columns(dataset: Dataset) -> None:
+    dataset.TotalPixelMatrixColumns = 0
+
+
+def endless(dataset: Dataset) -> None:
+    dataset.TotalPixelMatrixColumns = dataset.TotalPixelMatrixRows = 2**31
+
+
+@pytest.mark.parametrize("change", [no_columns, endless])
+@pytest.mark.parametrize("frames", [None, [0, 4]])
+def test_a_grid_that_cannot_be(
+    tmp_path: Path, change: Callable[[Dataset], None], frames: list[int] | None
+) -> None:
+    writer = DicomWriter(tmp_path, extent=(200, 300))
+    path = writer.write("a.dcm", tissue_like(300, 200), frames=frames, change=change)
+    with pytest.raises(SlideError, match=r"needs 1 to 8388608 tiles; got .* It is damaged"):
+        open_slide(path)
+
+
+def test_what_lies_beside_a_series_is_passed_over(tmp_path: Path) -> None:
+    path = DicomWriter(tmp_path).write("a.dcm", tissue_like(300, 200))
+    (tmp_path / "gone.dcm").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "folder.dcm").mkdir()
+    (tmp_path / "again.dcm").symlink_to(path)
+    with DicomReader(str(path)) as slide:
+        assert slide.size == (300, 200)
+
+
+@pytest.mark.parametrize("names", [("1.2.5", "1.2.6"), ("one", "two"), ("a.dcm", "b.dcm")])
+def test_files_of_any_names_are_one_slide(tmp_path: Path, names: tuple[str, str]) -> None:
+    levels = pyramid(500, 332)[:2]
+    writer = DicomWriter(tmp_path, extent=(332, 500))
+    for i, name in enumerate(names):
+        writer.write(name, levels[i], downsample=2**i)
+    with DicomReader(str(tmp_path / names[0])) as slide:
+        assert len(slide.levels) == 2
+
+
+def test_levels_of_other_shapes_are_left_to_others(tmp_path: Path) -> None:
+    writer = DicomWriter(tmp_path, extent=(200, 300))
+    path = writer.write("a.dcm", tissue_like(300, 200))
+    writer.write("b.dcm", tissue_like(150, 150), downsample=2)
+    with pytest.raises(UnknownFormatError, match="needs levels of one shape"):
+        DicomReader(str(path))
+
+
+def test_a_series_holds_one_file_open(tmp_path: Path) -> None:
+    descriptors = Path("/proc/self/fd")
+    if not descriptors.is_dir():
+        pytest.skip("this system does not list descriptors")
+    levels = pyramid(500, 332)
+    path = DicomWriter(tmp_path).write_levels(levels)
+    n_before = len(list(descriptors.iterdir()))
+    with DicomReader(str(path)) as slide:
+        for i in (0, 2, 1, 2, 0):
+            assert np.array_equal(whole(slide, i), levels[i])
+            assert len(list(descriptors.iterdir())) == n_before + 1
+
+
+def test_a_file_of_the_series_that_was_replaced(tmp_path: Path) -> None:
+    path = DicomWriter(tmp_path).write_levels(pyramid(500, 332))
+    with DicomReader(str(path)) as slide:
+        whole(slide, 0)
+        (tmp_path / "level1.dcm").write_bytes(path.read_bytes())
+        with pytest.raises(SlideChangedError, match=r"level1\.dcm: has changed since"):
+            whole(slide, 1)

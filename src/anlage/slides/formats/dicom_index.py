@@ -45,6 +45,7 @@ COLOURS = {
 }
 OPTICAL_PATHS = 0x00480105  # the last tag that is needed of a file's head
 ASSOCIATED = {"LABEL": "label", "OVERVIEW": "macro", "THUMBNAIL": "thumbnail"}  # as in OpenSlide
+MAX_TILES = 2**23  # a slide of 200,000 x 150,000 pixels in tiles of 64 has 7 million
 UM_PER_MM = 1000.0
 INSTALL = "Install what reads DICOM: pip install 'anlage[dicom]'."
 
@@ -53,7 +54,8 @@ def read_dicom_index(path: str) -> tuple[TiffIndex, JoinedBytes]:
     """Parse the files of the series that one file belongs to.
 
     Args:
-        path: Any file of the series; the others are looked for beside it, by the same ending.
+        path: Any file of the series; the others are looked for beside it, by the same ending
+            if it has one of letters.
 
     Returns:
         The slide's pictures, and its files as one, in which they have their places.
@@ -75,7 +77,9 @@ def read_dicom_index(path: str) -> tuple[TiffIndex, JoinedBytes]:
         raise UnknownFormatError(
             path, f"a DICOM file, and wsidicom is missing. {INSTALL}"
         ) from error
-    beside = sorted(Path(path).parent.glob(f"*{Path(path).suffix}"))
+    ending = Path(path).suffix
+    ending = ending if ending[1:].isalpha() else ""  # a file may be named by its UID alone
+    beside = sorted(Path(path).parent.glob(f"*{ending}"))
     files = [path, *(str(file) for file in beside if _is_another(file, path, series))]
     joined = JoinedBytes(path, files)
     with ExitStack() as opened:
@@ -91,7 +95,7 @@ def read_dicom_index(path: str) -> tuple[TiffIndex, JoinedBytes]:
 
 
 def _is_another(file: Path, path: str, series: str) -> bool:
-    return not file.samefile(path) and series_uid(file) == series
+    return series_uid(file) == series and not file.samefile(path)
 
 
 class _Part:
@@ -125,6 +129,7 @@ class _Part:
             _refuse_unless_rgb(path, self.head)
             columns, rows = self.head.TotalPixelMatrixColumns, self.head.TotalPixelMatrixRows
             self.size, self.tile = Size(columns, rows), Size(self.head.Columns, self.head.Rows)
+            _refuse_absurd_grid(path, self.size, self.tile)
             file.seek(0)
             reader = WsiDicomReader(WsiDicomReadIO(file, UPath(path)))
             self.dataset: Any = reader.dataset
@@ -139,6 +144,19 @@ class _Part:
         if len(places) != self.dataset.frame_count:
             rule = f"needs {self.dataset.frame_count} frames"
             raise SlideError(path, f"{rule}; got {len(places)}. Copy it again from its source.")
+
+
+def _refuse_absurd_grid(path: str, size: Size, tile: Size) -> None:
+    """Before anybody takes memory for each of the tiles that a damaged number makes of a slide."""
+    n_tiles = 0
+    if min(*size, *tile) > 0:
+        n_tiles = -(-size.width // tile.width) * -(-size.height // tile.height)
+    if not 0 < n_tiles <= MAX_TILES:
+        raise SlideError(
+            path,
+            f"needs 1 to {MAX_TILES} tiles; got {size.width} x {size.height} pixels in tiles of "
+            f"{tile.width} x {tile.height}. It is damaged; copy it again from its source.",
+        )
 
 
 def _damaged(path: str, error: Exception) -> SlideError:
@@ -213,9 +231,9 @@ def _picture(path: str, name: str, parts: Sequence[_Part]) -> TiledPicture:
     first = parts[0]
     _refuse_unless_one_plane(path, name, parts)
     size, tile = first.size, first.tile
-    if not 0 < tile.width * tile.height <= MAX_TILE_PX:
+    if tile.width * tile.height > MAX_TILE_PX:
         got = f"{tile.width} x {tile.height}"
-        raise SlideError(path, f"needs frames of 1 to {MAX_TILE_PX} pixels; {name} has {got}.")
+        raise SlideError(path, f"needs frames of at most {MAX_TILE_PX} pixels; {name} has {got}.")
     places = np.concatenate([part.places for part in parts])
     places = np.vstack([places, [[0, 0]]])[_frame_of_tile(path, name, parts)]
     kind = CODECS[first.syntax]

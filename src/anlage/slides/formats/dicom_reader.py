@@ -13,7 +13,7 @@ from anlage.geometry import Size
 from anlage.slides.formats.dicom_index import read_dicom_index
 from anlage.slides.formats.tile_parts import TileParts, read_part
 from anlage.slides.formats.tiled_picture import TiledPicture
-from anlage.slides.reader import SlideReader, levels_of
+from anlage.slides.reader import SlideReader, levels_of, refuse_unless_one_pyramid
 from anlage.slides.rectangle import Outcome, Rectangle
 from anlage.slides.resolution import find_resolution
 from anlage.slides.storage.byte_source import ByteSource
@@ -44,6 +44,7 @@ class DicomReader(SlideReader):
             levels=levels_of([level.size for level in self._index.levels]),
             resolution=find_resolution(path, self._index.stated, override=mpp),
         )
+        refuse_unless_one_pyramid(path, self.levels)
         for picture in (*self._index.levels, *self._index.associated.values()):
             picture.refuse_if_outside(source)
         self.version = source.version
