@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from anlage.errors import SlideError
+from anlage.slides.storage.byte_source import SlideChangedError
 from anlage.slides.storage.file_bytes import FileBytes
 
 
@@ -54,3 +55,17 @@ def test_the_version_changes_with_the_file(tmp_path: Path) -> None:
     assert FileBytes(str(tmp_path / "a")).version == first
     os.utime(tmp_path / "a", ns=(1, 1))
     assert FileBytes(str(tmp_path / "a")).version != first
+
+
+def test_a_parser_gets_the_same_file_or_none(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    path.write_bytes(b"abc")
+    file = FileBytes(str(path))
+    (tmp_path / "b").write_bytes(b"another")
+    (tmp_path / "b").replace(path)
+    with pytest.raises(SlideChangedError, match="has changed since it was opened. Open it again"):
+        file.as_file()
+    path.unlink()
+    with pytest.raises(SlideError, match="cannot be opened: No such file"):
+        file.as_file()
+    assert file.read(0, 3) == b"abc"

@@ -8,7 +8,7 @@ from concurrent.futures import Future
 from typing import BinaryIO, ClassVar
 
 from anlage.errors import SlideError
-from anlage.slides.storage.byte_source import ByteSource, Range
+from anlage.slides.storage.byte_source import ByteSource, Range, SlideChangedError
 
 
 class FileBytes(ByteSource):
@@ -38,7 +38,7 @@ class FileBytes(ByteSource):
         except OSError as error:
             raise SlideError(path, f"cannot be opened: {error.strerror}.") from error
         self.size = state.st_size
-        self.version = f"{state.st_size:x}-{state.st_mtime_ns:x}"
+        self.version = _version(state)
 
     def read(self, offset: int, count: int) -> bytes:
         """Exactly ``count`` bytes from ``offset``.
@@ -71,9 +71,25 @@ class FileBytes(ByteSource):
         return None
 
     def as_file(self) -> BinaryIO:
-        """The file anew, with a position of its own."""
-        return open(self.path, "rb")  # noqa: PTH123 - the caller closes it
+        """The file anew, with a position of its own.
+
+        Raises:
+            SlideChangedError: If another has taken its place since.
+            SlideError: If the system does not open it.
+        """
+        try:
+            file = open(self.path, "rb")  # noqa: PTH123, SIM115 - the caller closes it
+        except OSError as error:
+            raise SlideError(self.path, f"cannot be opened: {error.strerror}.") from error
+        if _version(os.fstat(file.fileno())) != self.version:
+            file.close()
+            raise SlideChangedError(self.path, "has changed since it was opened. Open it again.")
+        return file
 
     def __del__(self) -> None:
         if self._descriptor >= 0:
             os.close(self._descriptor)
+
+
+def _version(state: os.stat_result) -> str:
+    return f"{state.st_size:x}-{state.st_mtime_ns:x}"
