@@ -212,3 +212,38 @@ def test_an_alpha_channel_is_refused(kind: str) -> None:
     data = bytes(encode(rgba, lossless=True))
     with pytest.raises(DecodeError, match="has an alpha channel, where the file says RGB"):
         TileCodec(kind).decode(data, height=48, width=64)
+
+
+def described(data: bytes, at: int, form: str, *numbers: int) -> bytes:
+    """A codestream with other numbers at a place behind its first marker of a frame or size."""
+    changed = bytearray(data)
+    struct.pack_into(form, changed, at, *numbers)
+    return bytes(changed)
+
+
+CODESTREAM = imagecodecs.jpeg2k_encode(TILE, level=0, codecformat="j2k")
+FRAME = ENCODED["jpegls"].index(b"\xff\xf7")
+ABSURD = {  # pixels that no memory holds, and samples of 20 bits
+    "jpeg2000": described(CODESTREAM, 8, ">2I", 2**31, 2**31),
+    "jpegls": described(ENCODED["jpegls"], FRAME + 5, ">2H", 65535, 65535),
+    "jpeg2000-ycbcr": described(CODESTREAM, 42, ">9B", *(19, 1, 1) * 3),
+}
+
+
+@pytest.mark.parametrize("kind", ABSURD)
+def test_a_tile_that_says_absurd_things_of_itself(kind: str) -> None:
+    codec = TileCodec(kind)
+    if kind != "jpegls":
+        codec.decode(CODESTREAM, height=48, width=64)
+    with pytest.raises(DecodeError, match="needs|invalid"):
+        codec.decode(ABSURD[kind], height=48, width=64)
+
+
+def test_a_decoder_without_memory_is_an_error_of_the_tile(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        msg = "unable to allocate 12 GiB"
+        raise MemoryError(msg)
+
+    monkeypatch.setattr(imagecodecs, "webp_decode", fail)
+    with pytest.raises(DecodeError, match="webp decoder: unable to allocate"):
+        TileCodec("webp").decode(ENCODED["webp"], height=48, width=64)

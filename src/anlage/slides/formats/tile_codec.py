@@ -21,7 +21,7 @@ from anlage.geometry import Size
 Shape = tuple[int, int, int]  # height, width, 3
 
 START_OF_IMAGE = b"\xff\xd8"
-END_OF_CODESTREAM = b"\xff\xd9"
+START_OF_CODESTREAM, END_OF_CODESTREAM = b"\xff\x4f\xff\x51", b"\xff\xd9"
 NO_FRAME = (0xC4, 0xC8, 0xCC)  # the markers among those of frames that begin something else
 FRAME_WITHIN = 1024  # bytes, in which nearly every JPEG has its frame header
 DCT_SCALES = (1, 2, 4, 8)
@@ -94,7 +94,7 @@ class TileCodec:
                 pixels = _jpeg(self, data, (height, width, 3), shape=shape, buffer=buffer)
             else:
                 pixels = DECODERS[self.kind](self, data, shape)
-        except (ValueError, RuntimeError) as error:
+        except (ValueError, RuntimeError, MemoryError) as error:  # memory: of a damaged size
             msg = f"{self.kind} decoder: {error}"
             raise DecodeError(msg) from error
         if pixels.shape != shape or pixels.dtype != np.uint8:
@@ -170,19 +170,25 @@ def _jpeg2000(codec: TileCodec, data: bytes, shape: Shape) -> NDArray[np.uint8]:
     if not bytes(data[-64:]).rstrip(b"\0").endswith(END_OF_CODESTREAM):
         msg = "the codestream does not end"  # OpenJPEG would fill what is missing
         raise DecodeError(msg)
+    if data.startswith(START_OF_CODESTREAM) and len(data) >= 24:
+        right, bottom, left, top = struct.unpack(">4I", data[8:24])
+        if (bottom - top, right - left) != shape[:2]:  # before memory is taken for as much
+            msg = f"holds {right - left} x {bottom - top} pixels; needs {shape[1]} x {shape[0]}"
+            raise DecodeError(msg)
     return np.asarray(imagecodecs.jpeg2k_decode(data, numthreads=1))
 
 
 def _jpeg2000_ycbcr(codec: TileCodec, data: bytes, shape: Shape) -> NDArray[np.uint8]:
     pixels = _jpeg2000(codec, data, shape)
-    if pixels.shape != shape:
-        msg = f"holds {pixels.shape}; needs {shape}"
+    if pixels.shape != shape or pixels.dtype != np.uint8:
+        msg = f"holds {pixels.shape} {pixels.dtype}; needs {shape} uint8"
         raise DecodeError(msg)
     return np.asarray(cv2.cvtColor(pixels[..., [0, 2, 1]], cv2.COLOR_YCrCb2RGB))
 
 
 def _jpegls(codec: TileCodec, data: bytes, shape: Shape) -> NDArray[np.uint8]:
-    return np.asarray(imagecodecs.jpegls_decode(data))  # DICOM's; a TIFF has none
+    pixels = np.empty(shape, np.uint8)  # a size that was damaged takes no more than this
+    return np.asarray(imagecodecs.jpegls_decode(data, out=pixels))  # DICOM's; a TIFF has none
 
 
 def _webp(codec: TileCodec, data: bytes, shape: Shape) -> NDArray[np.uint8]:
