@@ -5,8 +5,12 @@ import gc
 import io
 import multiprocessing
 import os
+import signal
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +19,7 @@ from PIL import Image
 from synthetic_slides import tissue_like
 
 from anlage.errors import AnlageError, SlideError
+from anlage.slides.formats import remote_opening
 from anlage.slides.reader import open_slide
 from anlage.slides.storage import staging
 from anlage.slides.storage.object_store import RemoteBytes
@@ -181,4 +186,66 @@ def test_two_processes_download_a_slide_once(server: FaultyServer) -> None:
     n_heads = sum(first == 0 for _, _, first, _ in server.asked)
     n_parts = len(server.asked) - n_heads
     assert (n_heads, n_parts) == (3, 0)  # each process looks once; the file is one part
+    assert copies(server) == ["0"]
+
+
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_a_child_forked_during_a_copy_keeps_nobody_waiting(
+    server: FaultyServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has the descriptors of the locks that its parent holds in that moment, and keeps them."""
+    children: list[int] = []
+    make_room = staging._make_room
+
+    def fork_and_make_room(*how: Any) -> None:
+        if (child := os.fork()) == 0:
+            time.sleep(2 * HANG_S)
+            os._exit(0)
+        children.append(child)
+        make_room(*how)
+
+    monkeypatch.setattr(staging, "_make_room", fork_and_make_room)
+    remote = source(server, "0")
+    found: list[bytes] = []
+    waiting = threading.Thread(
+        target=lambda: found.append(stage(remote).path.read_bytes()), daemon=True
+    )
+    waiting.start()
+    waiting.join(HANG_S)
+    is_hung = waiting.is_alive()
+    for child in children:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+    assert not is_hung
+    assert len(children) == 1
+    assert found == [(server.root / "0").read_bytes()]
+
+
+def test_a_copy_that_is_finished_while_it_is_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / ".a.part").write_bytes(bytes(100))
+    iterdir = Path.iterdir
+
+    def finished_meanwhile(folder: Path) -> list[Path]:
+        listed = list(iterdir(folder))
+        if listed[0].name == ".a.part":
+            listed[0].rename(folder / "a")
+        return listed
+
+    monkeypatch.setattr(Path, "iterdir", finished_meanwhile)
+    assert staging._bytes_in(tmp_path) == 100
+
+
+def test_a_reader_that_fails_in_any_way_lets_its_copy_go(
+    server: FaultyServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(remote_opening, "first_that_opens", fail)
+    monkeypatch.setenv("ANLAGE_STAGE_GB", "0.0003")
+    with pytest.raises(MemoryError):
+        open_slide(server.url("1"))
+    stage(source(server, "0"))
     assert copies(server) == ["0"]

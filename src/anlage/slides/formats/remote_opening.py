@@ -70,8 +70,10 @@ def _open_staged(
     others = ((name, reader) for name, reader in readers() if reader is not TiffReader)
     try:
         slide = first_that_opens(str(staged.path), others, mpp=mpp)
-    except SlideError as error:
+    except BaseException as error:
         staged.release()
+        if not isinstance(error, SlideError):
+            raise
         message = error.message.replace(
             "knows this file.", f"knows this file. tiled-tiff: {reason}"
         )

@@ -95,7 +95,7 @@ def _staged(source: RemoteBytes, folder: Path, limit: int) -> Staged:
         if path.exists():
             os.utime(lock)  # when it was used last
             return Staged(path, lock)
-        os.close(lock)
+        _unlock(lock)
         with _held(folder / f"{key}{LOCK}"):
             if not path.exists():
                 _copy(source, path, limit)
@@ -144,7 +144,7 @@ def _write(descriptor: int, offset: int, future: Future[list[bytes]]) -> None:
 def _make_room(source: RemoteBytes, folder: Path, limit: int) -> None:
     """Remove what was used longest ago until all copies take ``limit`` bytes at most."""
     entries = [entry for entry in folder.iterdir() if entry.is_dir()]
-    sizes = {entry: sum(file.stat().st_size for file in entry.iterdir()) for entry in entries}
+    sizes = {entry: _bytes_in(entry) for entry in entries}
     total = sum(sizes.values())
     for entry in sorted(entries, key=_last_use):
         if total <= limit:
@@ -157,6 +157,13 @@ def _make_room(source: RemoteBytes, folder: Path, limit: int) -> None:
             f"needs {source.size / GB:.3g} GB beside {total / GB:.3g} GB of copies that are in "
             f"use, more than {LIMIT} allows. Set it higher, or open fewer slides at a time.",
         )
+
+
+def _bytes_in(entry: Path) -> int:
+    try:
+        return sum(file.stat().st_size for file in entry.iterdir())
+    except FileNotFoundError:  # who copies it has just finished, or given up
+        return _bytes_in(entry) if entry.exists() else 0
 
 
 def _last_use(entry: Path) -> float:
@@ -173,7 +180,7 @@ def _remove_unused(entry: Path) -> bool:
     except BlockingIOError:
         return False
     finally:
-        os.close(lock)
+        _unlock(lock)
     return True
 
 
@@ -189,7 +196,7 @@ def _held(path: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        os.close(lock)
+        _unlock(lock)
 
 
 def _lock(path: Path, kind: int) -> int:
@@ -200,6 +207,12 @@ def _lock(path: Path, kind: int) -> int:
         os.close(lock)
         raise
     return lock
+
+
+def _unlock(lock: int) -> None:
+    """End a lock, also where a child forked meanwhile has the descriptor too and keeps it."""
+    fcntl.flock(lock, fcntl.LOCK_UN)
+    os.close(lock)
 
 
 def _limit_bytes() -> int:
