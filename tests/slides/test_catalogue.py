@@ -1,8 +1,11 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
 import tarfile
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import BinaryIO
@@ -369,3 +372,27 @@ def test_a_user_column_of_any_type_is_read_as_text_in_a_row(catalogue: Catalogue
     again = Catalogue.open(catalogue.path)
     assert [row.labels.get("ages") for row in again.rows()] == ["[61, 62]", None, "[63]"]
     assert again.fingerprint != catalogue.fingerprint
+
+
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_a_forked_child_waits_for_no_thread_of_its_parent(catalogue: Catalogue) -> None:
+    """Nor does it move the place at which its parent reads in a pack."""
+    expected = catalogue.thumbnail("a")
+    with catalogue._masks._lock:
+        if (child := os.fork()) == 0:
+            is_right = False
+            try:
+                is_right = not catalogue._masks._files
+                is_right &= np.array_equal(catalogue.thumbnail("a"), expected)
+            finally:
+                os._exit(0 if is_right else 1)
+    waited_s, ended = 0.0, 0
+    while not ended and waited_s < 60:
+        time.sleep(0.05)
+        waited_s += 0.05
+        ended, status = os.waitpid(child, os.WNOHANG)
+    if not ended:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        pytest.fail("a forked child waits for ever")
+    assert status == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tarfile
 import threading
 import weakref
@@ -40,6 +41,11 @@ class MaskStore:
         self._files: OrderedDict[str, BinaryIO] = OrderedDict()
         weakref.finalize(self, _close_all, self._files)
         self._masks: OrderedDict[tuple[str, int], TissueMask] = OrderedDict()
+        _STORES.add(self)
+
+    def forget(self) -> None:
+        """In a forked child: the lock may be held, and a file's position is the parent's too."""
+        self.__init__(self.path)  # type: ignore[misc]
 
     def mask(
         self, slide_id: str, *, fingerprint: str, mask_pack: str, mask_offset: int, mask_mpp: float
@@ -119,6 +125,18 @@ class MaskStore:
         while len(self._files) > N_OPEN_PACKS:
             self._files.popitem(last=False)[1].close()
         return file
+
+
+_STORES: weakref.WeakSet[MaskStore] = weakref.WeakSet()
+
+
+def _forget_all() -> None:
+    for store in list(_STORES):
+        store.forget()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_all)
 
 
 def _close_all(files: dict[str, BinaryIO]) -> None:
