@@ -20,6 +20,7 @@ from anlage.report.score_tables import MODELS, scores_section
 from anlage.report.slide_cards import slides_section
 from anlage.report.training_section import duration_s, time_in_words, training_section
 from anlage.report.verdicts import _split_verdicts
+from anlage.report.write import _subtitle
 from anlage.slides.levels import read_tile
 from anlage.tiles.sampling import sampler_from_catalogue
 
@@ -67,6 +68,7 @@ def test_a_run_of_very_many_slides_is_known_by_what_its_recipe_chooses(contents)
     assert contents.run["slides"]
     unlisted = replace(contents, run=contents.run | {"slides": {}})
     assert list(_split_verdicts(unlisted)) == list(_split_verdicts(contents))
+    assert _subtitle(unlisted, None) == _subtitle(contents, None)
     for row in contents.catalogue.rows():
         assert (row.slide_id in trained_on(unlisted)) == (row.slide_id in contents.run["slides"])
     assert not any(check.holds is False for check in _run_link(unlisted).checks)

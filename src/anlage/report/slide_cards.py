@@ -22,7 +22,7 @@ LOGGER = logging.getLogger(__name__)
 MOST_CARDS = 36
 MOST_SORTED = 10_000  # slides among which those of the cards are chosen
 MOST_DRAWN = 250
-MOST_SAMPLED_SLIDES = 500  # a sampler holds every slide's places; beyond this it is not rebuilt
+MOST_SAMPLED_SLIDES = 500  # of more, few cards would show a tile that was drawn
 MOST_GRID_TILES = 4000  # squares a card draws
 SOURCES = {
     "catalogue": "given in the catalogue",

@@ -125,7 +125,8 @@ def _subtitle(contents: Contents, seed: int | None) -> str:
     """What was run, in one sentence."""
     done = []
     if contents.run:
-        done.append(f"a tile encoder pretrained on {len(contents.run['slides'])} slides")
+        n_slides = contents.run.get("n_slides", len(contents.run["slides"]))
+        done.append(f"a tile encoder pretrained on {n_slides} slides")
     elif contents.encoder:
         done.append("a tile encoder")
     if contents.catalogue and not contents.run:
