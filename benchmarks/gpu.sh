@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Everything that needs a CUDA device, in one go: the gpu tests, then the demo with its times and
-# peak memory. Prints what docs/benchmarks.md wants to know. Usage: benchmarks/gpu.sh [OUT]
+# peak memory; then the loader, if a slide is given. Prints what docs/benchmarks.md wants to know. Usage: benchmarks/gpu.sh [OUT [SLIDE]]
 set -euo pipefail
 cd "$(dirname "$0")/.."
 out=${1:-$(mktemp -d)}
@@ -24,3 +24,7 @@ rows = read_metrics(Path(sys.argv[1]))[10:]
 for key in ("tiles_per_s", "data_wait_share", "loss"):
     print(key, "median of the steps after the tenth:", round(median(r[key] for r in rows), 4))
 PY
+
+if [ $# -ge 2 ]; then
+    uv run benchmarks/loader.py "$2" --json "$out/loader.json"
+fi

@@ -500,3 +500,15 @@ def test_a_draw_that_failed_before_the_kill_fails_again_untried(tmp_path: Path) 
     well = read(0, n_steps, k=4, **how)
     assert torch.equal(pixels_of(broken), pixels_of(well))
     assert [b.n_read_errors for b in broken] == [b.n_read_errors for b in well]
+
+
+@pytest.mark.gpu
+def test_batches_are_pinned_and_none_is_written_while_it_is_copied() -> None:
+    plain = [batch.pixels.clone() for batch in read(0, 40, k=4)]
+    copied = []
+    with stream(Slides(dawdle), FakeSampler(k=4), threads=4) as tiles:
+        for batch in tiles.batches(0, 40):
+            assert batch.pixels.is_pinned()
+            copied.append(batch.pixels.to("cuda", non_blocking=True))
+    torch.cuda.synchronize()
+    assert torch.equal(torch.stack(plain), torch.stack(copied).cpu())
