@@ -5,11 +5,12 @@ from typing import Literal
 
 import numpy as np
 import pytest
-from small_catalogue import make_catalogue
+from small_catalogue import make_catalogue, write_labels, write_slide
 
 from anlage.errors import CatalogueError
 from anlage.geometry import Size
 from anlage.slides.catalogue import Catalogue
+from anlage.slides.indexing.index import index_slides
 from anlage.slides.mask_export import export_masks
 from anlage.slides.tissue.user_masks import user_mask
 
@@ -56,3 +57,14 @@ def test_a_catalogue_without_its_masks_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CatalogueError, match="masks"):
         export_masks(Catalogue.open(tmp_path / "alone.parquet"), tmp_path / "masks")
     assert not list(tmp_path.glob("masks/*"))
+
+
+@pytest.mark.parametrize("slide_id", ["../b", "/tmp/b", "x/../../b"])
+def test_a_slide_id_that_leads_out_of_the_folder_is_refused(tmp_path: Path, slide_id: str) -> None:
+    write_slide(tmp_path / "slides" / "a.tif")
+    labels = write_labels(tmp_path / "labels.csv", [{"path": "a.tif", "slide_id": slide_id}])
+    result = index_slides([tmp_path / "slides"], tmp_path / "slides.parquet", labels=labels)
+    assert result.catalogue is not None
+    with pytest.raises(CatalogueError, match="needs names of files; got slide_id"):
+        export_masks(result.catalogue, tmp_path / "masks")
+    assert not list(tmp_path.glob("*.geojson"))

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Literal
 
+from anlage.errors import CatalogueError
 from anlage.files import replace_whole
 from anlage.progress import meter
 from anlage.slides.catalogue import Catalogue
@@ -48,7 +49,8 @@ def export_masks(
         force: Write over files that are there.
 
     Raises:
-        CatalogueError: If the catalogue's masks are missing or damaged.
+        CatalogueError: If the catalogue's masks are missing or damaged, or a slide_id leads out of
+            the folder.
         OSError: If a file cannot be written.
     """
     target = Path(folder)
@@ -56,6 +58,9 @@ def export_masks(
     with meter("export", total=len(catalogue), unit="masks") as progress:
         for row in catalogue.iter_rows():
             path = target / f"{row.slide_id}.{mask_format}"
+            if row.slide_id.startswith("/") or ".." in PurePath(row.slide_id).parts:
+                msg = f"needs names of files; got slide_id {row.slide_id!r}. Rename it by labels."
+                raise CatalogueError(catalogue.path, msg)
             if path.exists() and not force:
                 n_kept += 1
             else:
