@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tifffile
 from faulty_server import FaultyServer, serve
 from synthetic_slides import pyramid, write_tiff
 
@@ -271,3 +272,30 @@ def test_a_slide_replaced_while_the_cache_cannot_be_written(
     with caplog.at_level(logging.WARNING), open_slide(server.url("a.tiff")) as slide:
         np.testing.assert_array_equal(everything(slide), expected)
     assert "cannot be removed (Permission denied)" in caplog.text
+
+
+@pytest.mark.parametrize("is_changed", [False, True])
+def test_a_slide_of_which_only_tiles_that_were_left_out_are_read(
+    server: FaultyServer, is_changed: bool
+) -> None:
+    """No byte is asked for that would tell whether they are still left out."""
+    path, url = server.root / "a.tiff", server.url("a.tiff")
+    write_tiff(path, pyramid(700, 500))
+    with tifffile.TiffFile(path, mode="r+b") as tiff:
+        for name in ("TileOffsets", "TileByteCounts"):
+            tag = tiff.pages.first.tags[name]
+            tag.overwrite([0] * tag.count)
+    open_slide(url).close()
+    if is_changed:
+        write_tiff(path, pyramid(700, 500))
+    server.forget()
+    with open_slide(url) as slide, open_slide(url) as another:
+        expected = pyramid(700, 500)[0][:64, :112] if is_changed else np.full((64, 112, 3), 255)
+        np.testing.assert_array_equal(slide.read_region(0, 0, 112, 64), expected)
+        ((_, found),) = another.start_regions([Rectangle(0, 0, 112, 64)])()
+        np.testing.assert_array_equal(found, expected)
+        n_asked = len(server.asked)
+        if not is_changed:
+            assert n_asked == 2
+            slide.read_region(0, 0, 112, 64)
+            assert len(server.asked) == n_asked

@@ -122,11 +122,13 @@ class TiffReader(SlideReader):
 
         def read_checked() -> Iterator[tuple[int, Outcome]]:
             outcomes = list(started.read())
-            if any(isinstance(outcome, SlideChangedError) for _, outcome in outcomes):
-                try:
+            is_changed = any(isinstance(outcome, SlideChangedError) for _, outcome in outcomes)
+            is_read = any(not isinstance(outcome, SlideError) for _, outcome in outcomes)
+            try:
+                if is_changed or (is_read and not _is_still_there(presumed.source)):
                     outcomes = list(start(self._reopened(presumed)).read())
-                except SlideError as error:
-                    outcomes = [(number, error) for number, _ in outcomes]
+            except SlideError as error:
+                outcomes = [(number, error) for number, _ in outcomes]
             if not all(isinstance(outcome, SlideError) for _, outcome in outcomes):
                 presumed.is_presumed = False
             yield from outcomes
@@ -142,7 +144,10 @@ class TiffReader(SlideReader):
             return read(opened.index, opened.source)
         try:
             pixels = read(opened.index, opened.source)
+            is_changed = not _is_still_there(opened.source)
         except SlideChangedError:
+            is_changed = True
+        if is_changed:
             fresh = self._reopened(opened)
             return read(fresh.index, fresh.source)
         opened.is_presumed = False
@@ -177,6 +182,16 @@ class TiffReader(SlideReader):
 
     def _has_changed(self) -> SlideChangedError:
         return SlideChangedError(self.path, "has changed since it was last opened. Open it again.")
+
+
+def _is_still_there(source: ByteSource) -> bool:
+    """Whether a file is the presumed one, also where all that was read of it are tiles left out."""
+    try:
+        if not source.is_confirmed:
+            source.read(0, 1)
+    except SlideChangedError:
+        return False
+    return True
 
 
 def _told(index: TiffIndex) -> tuple[object, ...]:

@@ -30,12 +30,14 @@ class ByteSource(ABC):
         version: Changes whenever the content does: a remote file's ETag; of a local file its
             size and the time of its last change.
         is_remote: Whether a read is a request, so that many should be started together.
+        is_confirmed: Something was read, so that this is known to be the file of ``version``.
     """
 
     path: str
     size: int
     version: str
     is_remote: ClassVar[bool]
+    is_confirmed: bool = True
 
     @abstractmethod
     def read(self, offset: int, count: int) -> bytes:

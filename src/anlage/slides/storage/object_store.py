@@ -39,7 +39,7 @@ class RemoteBytes(ByteSource):
     def __init__(
         self, location: str, *, version: str | None = None, size: int | None = None
     ) -> None:
-        self.path = location
+        self.path, self.is_confirmed = location, False
         if version is None or size is None:
             head = request_range(location, 0, BLOCK_BYTES)
             self.version, self.size = version or head.version, head.size if size is None else size
@@ -99,6 +99,7 @@ class RemoteBytes(ByteSource):
                 f"has changed since it was opened or indexed: version {self.version}, "
                 f"{self.size} bytes; now {version}, {size} bytes. Index it again.",
             )
+        self.is_confirmed = True
 
 
 @dataclass(frozen=True, slots=True)
