@@ -2,11 +2,13 @@ from __future__ import annotations
 
 from math import ceil, sqrt
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from anlage.geometry import Size, level_px
+from anlage.tiles.places import find_places
 from anlage.tiles.region_block import RegionShape
 
 SHARES = st.floats(0, 1, exclude_max=True)
@@ -27,7 +29,7 @@ def test_tiles_of_a_region_touch_no_native_tile_outside_its_block(
 ) -> None:
     edge = edge_px * downsample
     corner = int(at * (length - edge))
-    shape = RegionShape(n_tiles, edge, Size(length, length), downsample, Size(native, native))
+    shape = RegionShape(n_tiles, edge, downsample, Size(native, native))
     allowed = shape.corners_around((corner, corner), (u, u))
     assert allowed.x_first <= corner <= allowed.x_last
     assert (allowed.x_first, allowed.x_last) == (allowed.y_first, allowed.y_last)
@@ -37,13 +39,12 @@ def test_tiles_of_a_region_touch_no_native_tile_outside_its_block(
     anchor = level_px(corner, downsample=downsample)
     touched = (anchor + ceil(edge_px)) // native - anchor // native + 1
     assert last - first + 1 <= max(wanted, touched)
-    assert first >= 0
 
 
 @pytest.mark.parametrize(("n_tiles", "across"), [(4, 4), (16, 8)])
 def test_blocks_of_a_40x_slide(n_tiles: int, across: int) -> None:
     """256 px at 0.5 mpp from 0.25 mpp in tiles of 240 px: 4 x 4 for four, 8 x 8 for sixteen."""
-    shape = RegionShape(n_tiles, 512.0, Size(60_000, 50_000), 1.0, Size(240, 240))
+    shape = RegionShape(n_tiles, 512.0, 1.0, Size(240, 240))
     starts = set()
     for step in range(240):
         for u in (0.0, 0.4, 0.99):
@@ -54,13 +55,21 @@ def test_blocks_of_a_40x_slide(n_tiles: int, across: int) -> None:
     assert len(starts) > 1
 
 
-def test_blocks_stay_on_the_slide_where_it_is_large_enough() -> None:
-    shape = RegionShape(16, 512.0, Size(3000, 3000), 1.0, Size(240, 240))
-    for corner in (0, 1000, 3000 - 512):
-        for u in (0.0, 0.99):
-            allowed = shape.corners_around((corner, corner), (u, u))
-            assert allowed.x_first >= 0
-            assert allowed.x_last + 512 <= 13 * 240  # the level's tiles end there
+@pytest.mark.parametrize("native", [0, 100])
+def test_every_place_is_as_likely_to_share_a_region_also_at_the_edge(native: int) -> None:
+    """All anchors and all blocks around each, all places in a block as likely."""
+    edge, length = 100, 1000
+    mask = np.ones((length // 20, length // 20), bool)
+    size = Size(length, length)
+    places = find_places(mask, slide_size=size, per_mask_px=20.0, edge=edge, min_tissue=0.5)
+    shape = RegionShape(16, edge, 1.0, Size(native, native))
+    rng, found = np.random.default_rng(0), []
+    for _ in range(4000):
+        anchor = places.corner(*rng.random(3).tolist())
+        block = shape.corners_around(anchor, (rng.random(), rng.random()))
+        found.append(places.corners_within(block, rng.random((8, 3))))
+    share = np.histogram(np.concatenate(found), bins=9, range=(0, 900))[0] / (2 * 8 * 4000)
+    assert share == pytest.approx([1 / 9] * 9, rel=0.12)
 
 
 @settings(max_examples=100, deadline=None)
@@ -68,7 +77,7 @@ def test_blocks_stay_on_the_slide_where_it_is_large_enough() -> None:
 def test_a_block_of_unknown_tiles_is_as_many_edges_wide_as_four_or_sixteen_tiles_are(
     n_tiles: int, corner: int, u: float
 ) -> None:
-    shape = RegionShape(n_tiles, 100.5, Size(10_500, 10_500), 1.0, Size(0, 0))
+    shape = RegionShape(n_tiles, 100.5, 1.0, Size(0, 0))
     allowed = shape.corners_around((corner, corner), (u, u))
     assert allowed.x_first <= corner <= allowed.x_last
     reach = (sqrt(n_tiles) - 1) * 100.5

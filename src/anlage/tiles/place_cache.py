@@ -103,7 +103,6 @@ class PlaceCache:
         return RegionShape(
             n_tiles=self._tiles_per_region,
             edge=edge,
-            size=Size(row.width, row.height),
             downsample=levels[level].downsample,
             native=Size(row.level_tile_width[level], row.level_tile_height[level]),
         )

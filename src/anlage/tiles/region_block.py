@@ -20,14 +20,12 @@ class RegionShape:
     Attributes:
         n_tiles: Tiles that share a region.
         edge: Tile edge, level-0 pixels, need not be whole.
-        size: Of the slide's level 0, pixels.
         downsample: Of the level that tiles are read from, level-0 pixels per pixel.
         native: The file's own tiles on that level, pixels; 0 where not known.
     """
 
     n_tiles: int
     edge: float
-    size: Size
     downsample: float
     native: Size
 
@@ -36,29 +34,28 @@ class RegionShape:
 
         The block is whole native tiles, ``sqrt(n_tiles)`` tile edges wide rounded down to them
         (one edge rounded up if that is more), or as many as the anchor touches. Where native tiles
-        are not known it is ``sqrt(n_tiles)`` tile edges wide.
+        are not known it is ``sqrt(n_tiles)`` tile edges wide. It may reach over the slide's edge:
+        were it kept inside, tiles at the edge would lie in fewer blocks than others do, and be
+        drawn the less often.
 
         Args:
             corner: (x, y) of the anchor, level-0 pixels.
             u_block: Two numbers in [0, 1) that choose among the blocks that hold the anchor.
         """
         ends = [
-            self._aligned(*axis) if axis[1] > 0 else self._unaligned(axis[0], axis[3])
-            for axis in zip(corner, self.native, self.size, u_block, strict=True)
+            self._aligned(*axis) if axis[1] > 0 else self._unaligned(axis[0], axis[2])
+            for axis in zip(corner, self.native, u_block, strict=True)
         ]
         return CornerRange(*ends[0], *ends[1])
 
-    def _aligned(self, corner: int, native: int, length: int, u: float) -> tuple[int, int]:
+    def _aligned(self, corner: int, native: int, u: float) -> tuple[int, int]:
         edge_px = self.edge / self.downsample
         read_px = ceil(edge_px - ROUNDING) + 1  # one more is read where a level is 2 % too coarse
         at = level_px(corner, downsample=self.downsample)
         first, last = at // native, (at + read_px - 1) // native
         n_wanted = max(floor(sqrt(self.n_tiles) * edge_px / native), ceil(edge_px / native))
         n_across = max(n_wanted, last - first + 1)
-        n_in_level = ceil(ceil(length / self.downsample) / native)
-        low = max(last - n_across + 1, 0)
-        high = max(min(first, n_in_level - n_across), low)
-        start = low + floor(u * (high - low + 1))
+        start = last - n_across + 1 + floor(u * (n_across - (last - first)))
         first_px, last_px = start * native, (start + n_across) * native - read_px
         lowest = ceil((first_px - 0.5) * self.downsample)
         highest = ceil((last_px + 0.5) * self.downsample) - 1
