@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from anlage.cli.application import app, exit_by, log_to, name_refused
+
+if TYPE_CHECKING:
+    from anlage.slides.indexing.index_run import IndexResult
 
 MOST_WORKERS = 8
 
@@ -61,13 +64,20 @@ def index(
         masks=masks,
     )
     name_refused(result.refused)
-    for name in result.unmatched_labels:
-        print(f"label without a slide: {name}")
-    for name in result.slides_without_labels:
-        print(f"slide without a label: {name}")
+    _name_unmatched(result)
     written = f"{result.n_accepted} slides in {output}" if result.catalogue else "nothing written"
     print(f"{written}, {len(result.refused)} refused; {result.n_read} read now")
     exit_by(result.refused)
+
+
+def _name_unmatched(result: IndexResult) -> None:
+    for lacking, names in (
+        ("label without a slide", result.unmatched_labels),
+        ("slide without a label", result.slides_without_labels),
+        ("mask without a slide", result.unmatched_masks),
+    ):
+        for name in names:
+            print(f"{lacking}: {name}")
 
 
 def _n_cores() -> int:

@@ -342,6 +342,18 @@ def test_masks_that_users_drew_come_first_and_count(tmp_path: Path) -> None:
     assert "b.png: is no PNG" in result.refused[0].reason
 
 
+def test_masks_that_are_named_like_no_slide_are_told(tmp_path: Path) -> None:
+    """A misspelt name would otherwise leave the slide with a mask that nobody drew."""
+    masks = tmp_path / "masks"
+    masks.mkdir()
+    output = make_catalogue(tmp_path / "slides", labelled=False).path
+    for name in ("B.png", "b.PNG", "bb.geojson", "notes.txt"):
+        (masks / name).write_bytes(b"")
+    result = index_slides([tmp_path / "slides"], output, masks=masks)
+    assert result.unmatched_masks == ["B.png", "b.PNG", "bb.geojson"]
+    assert index_slides([tmp_path / "slides"], output).unmatched_masks == []
+
+
 def test_weights_that_were_trained_on_have_every_slide_examined_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -28,6 +28,7 @@ from anlage.slides.indexing.labels import Labels
 from anlage.slides.mask_packs import PackWriter, finished_rows, packs_of, remove_packs
 from anlage.slides.mask_store import masks_path
 from anlage.slides.storage.location import is_remote
+from anlage.slides.tissue.user_masks import unmatched_masks
 
 LOGGER = logging.getLogger(__name__)
 
@@ -43,6 +44,7 @@ class IndexResult:
         refused: Files that are not in it, with the reason; also in ``slides.refused.csv``.
         unmatched_labels: Rows of the labels file for which no slide was found.
         slides_without_labels: Accepted slides that the labels file does not name.
+        unmatched_masks: Files in the folder of drawn masks that belong to no slide.
     """
 
     catalogue: Catalogue | None
@@ -51,6 +53,7 @@ class IndexResult:
     refused: list[Refused]
     unmatched_labels: list[str]
     slides_without_labels: list[str]
+    unmatched_masks: list[str]
 
 
 class IndexRun:
@@ -112,6 +115,7 @@ class IndexRun:
             refused=refused,
             unmatched_labels=unmatched,
             slides_without_labels=bare,
+            unmatched_masks=self._unmatched_masks(entries),
         )
 
     def _plan(
@@ -227,6 +231,10 @@ class IndexRun:
     @cached_property
     def _used_packs(self) -> set[str]:
         return set() if self.earlier is None else _packs_used(self.earlier.catalogue)
+
+    def _unmatched_masks(self, entries: Sequence[Entry]) -> list[str]:
+        masks = self.settings.masks
+        return [] if masks is None else unmatched_masks(masks, {e.slide_id for e in entries})
 
     def _uri(self, location: str) -> str:
         return uri_of(location, self.output.parent)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Collection
 from pathlib import Path
 
 import cv2
@@ -121,3 +122,14 @@ def _not_black(path: Path) -> NDArray[np.bool_]:
     is_drawn = (pixels[..., :3] if is_colour else pixels[..., :1]).any(axis=2)
     has_alpha = pixels.shape[2] in (2, 4)
     return np.asarray(is_drawn & (pixels[..., -1] > 0) if has_alpha else is_drawn)
+
+
+def unmatched_masks(masks: Path, slide_ids: Collection[str]) -> list[str]:
+    """Names of the files in a folder of drawn masks that no slide is named by, sorted.
+
+    A mask under a misspelt name would otherwise be left out in silence, and the slide keep what a
+    method finds.
+    """
+    taken = {f"{slide_id}{suffix}" for slide_id in slide_ids for suffix in SUFFIXES}
+    drawn = (f.name for f in masks.iterdir() if f.suffix.lower() in SUFFIXES)
+    return sorted(name for name in drawn if name not in taken)
