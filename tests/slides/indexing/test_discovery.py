@@ -77,6 +77,22 @@ def test_pictures_count_when_named_or_globbed(tmp_path: Path) -> None:
     assert found_in(tmp_path, "**/*.png") == ["a.png", "deep/d.png"]
 
 
+def test_an_empty_name_is_not_this_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As `anlage index "$SLIDES"` gives it where the variable is not set."""
+    touch(tmp_path / "a.svs")
+    monkeypatch.chdir(tmp_path)
+    slides, refused = find_slides([""])
+    assert slides == []
+    assert "'.' is this one" in refused[0].reason
+    assert len(find_slides(["."])[0]) == 1
+
+
+def test_an_address_of_another_kind_names_those_that_are_read() -> None:
+    _, refused = find_slides(["ftp://host/a.svs"])
+    assert "ftp:// cannot be read" in refused[0].reason
+    assert "s3://" in refused[0].reason
+
+
 def test_a_glob_of_folders_scans_them(tmp_path: Path) -> None:
     for name in ("batch1/a.svs", "batch2/b.svs", "other/c.svs"):
         touch(tmp_path / name)

@@ -11,7 +11,7 @@ from pathlib import Path
 from anlage.slides.formats.dicom_series import group_by_series
 from anlage.slides.formats.reader_table import plug_in_suffixes
 from anlage.slides.indexing.found_slide import FoundSlide, Refused
-from anlage.slides.storage.location import is_remote
+from anlage.slides.storage.location import REMOTE_SCHEMES, is_remote
 
 DEEP_ZOOM = ".dzi"
 SLIDE_SUFFIXES = {
@@ -43,7 +43,7 @@ def find_slides(paths: Sequence[str | Path]) -> tuple[list[FoundSlide], list[Ref
     for path in paths:
         found, reason = _remote(str(path)) if is_remote(str(path)) else _expand(path)
         if not found:
-            named = path if is_remote(str(path)) else _absolute(path)
+            named = path if "://" in str(path) else _absolute(path) if str(path) else "(empty)"
             refused[str(path)] = Refused(_shown(named), reason)
         files.update(found)
     local = [Path(file) for file, remote in files.items() if remote is None]
@@ -77,6 +77,8 @@ def _remote(url: str) -> tuple[dict[str, FoundSlide | None], str]:
 
 def _expand(path: str | Path) -> tuple[dict[str, FoundSlide | None], str]:
     """Absolute files that a path means; if none, the second value says why."""
+    if not str(path):  # a variable that a script has not set; pathlib would read "here"
+        return {}, "an empty name means no slide. Name a folder; '.' is this one."
     absolute = _absolute(path)
     if absolute.is_dir():
         reason = "holds no slide. Name the files if they are PNG or JPEG."
@@ -84,10 +86,18 @@ def _expand(path: str | Path) -> tuple[dict[str, FoundSlide | None], str]:
     if absolute.exists() or not GLOB_CHARACTERS & set(str(path)):
         # a named file that is missing is refused here; one that is there, opened or refused later
         there = [str(absolute)] if absolute.exists() else []
-        return dict.fromkeys(there), "does not exist. Check the path."
+        return dict.fromkeys(there), _why_missing(str(path))
     matches = (Path(match) for match in sorted(glob.glob(str(absolute), recursive=True)))  # noqa: PTH207
     files = (f for match in matches for f in (_scan(match) if match.is_dir() else [match]))
     return dict.fromkeys(map(str, files)), "matches no file. Check the pattern."
+
+
+def _why_missing(path: str) -> str:
+    scheme, mark, _ = path.partition("://")
+    if mark and scheme.isalnum():
+        read = ", ".join(REMOTE_SCHEMES)
+        return f"{scheme}:// cannot be read. Copy it here, or name it by {read}."
+    return "does not exist. Check the path."
 
 
 def _scan(folder: Path) -> Iterator[Path]:
