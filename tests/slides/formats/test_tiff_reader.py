@@ -65,6 +65,16 @@ def write_ome(path: Path, levels: list[np.ndarray], **metadata: Any) -> Path:
     return path
 
 
+def test_a_name_does_not_make_it_hamamatsus(tmp_path: Path) -> None:
+    """tifffile reads files named so by 64-bit offsets, which theirs have and no others."""
+    picture = tissue_like(500, 400)
+    path = write_tiff(tmp_path / "a.tiff", [picture], compression="deflate").rename(
+        tmp_path / "a.ndpi"
+    )
+    with TiffReader(str(path)) as slide:
+        assert np.array_equal(whole(slide), picture)
+
+
 def test_ome_levels_in_sub_pages(tmp_path: Path) -> None:
     levels = pyramid(501, 333)
     size = {"PhysicalSizeX": 250.0, "PhysicalSizeXUnit": "nm"}

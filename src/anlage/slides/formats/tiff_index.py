@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -60,7 +61,7 @@ def read_tiff_index(source: ByteSource) -> TiffIndex:
     """
     path = source.path
     try:
-        with source.as_file() as file, tifffile.TiffFile(file) as tiff:
+        with source.as_file() as file, tifffile.TiffFile(file, **_dialect(file)) as tiff:
             index = _indexed(path, tiff)
         _refuse_coarse_colour(source, index.levels)
         return index
@@ -69,6 +70,22 @@ def read_tiff_index(source: ByteSource) -> TiffIndex:
     except Exception as error:  # a damaged index makes tifffile fail in any way
         reason = f"its TIFF index is damaged ({type(error).__name__}: {error})."
         raise SlideError(path, reason) from error
+
+
+def _dialect(file: Any) -> dict[str, Any]:  # noqa: ANN401 - as tifffile takes it
+    """Whether a TIFF is none of Hamamatsu's, which tifffile goes by the name for.
+
+    Theirs begin with an offset of 8 bytes where others have one of 4: one that lies within the
+    file only as 4 is another's, whatever its name.
+    """
+    n_bytes = file.seek(0, os.SEEK_END)
+    file.seek(0)
+    head = file.read(12)
+    file.seek(0)
+    if not head.startswith(b"II*\0"):
+        return {}
+    as_4, as_8 = (int.from_bytes(head[4 : 4 + width], "little") for width in (4, 8))
+    return {"is_ndpi": False} if as_4 < n_bytes <= as_8 else {}
 
 
 def _indexed(path: str, tiff: Any) -> TiffIndex:  # noqa: ANN401 - tifffile is untyped here
