@@ -145,6 +145,11 @@ def test_contradictions_are_refused() -> None:
         ("objective.mask_ratio=[0.5, 0.1]", "mask_ratio needs 0 < smallest <= largest"),
         ("objective.teacher_temperature.start=0", "teacher_temperature needs to stay above 0"),
         ("model.image_px=60", "image_px needs a multiple of patch_px=8"),
+        ("tiles.per_region=1000000", "tiles.per_region: .*less than or equal to 256"),
+        ("tiles.magnifications={1.0: nan}", "tiny: tiles.magnifications.1.0: .*finite.*'nan'$"),
+        ("tiles.magnifications={low: 2, high: 1}", "tiny: tiles.magnifications: needs low < high"),
+        ("tiles.magnifications={low: 2, hgh: 4}", "unknown key 'tiles.magnifications.hgh'"),
+        ("tiles.magnifications={low: 1, high: 2}", r"encoder.mpp needs a value .{,150} \.\.\.$"),
     ],
 )
 def test_values_out_of_range_are_refused_before_a_run_begins(override: str, said: str) -> None:

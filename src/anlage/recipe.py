@@ -16,6 +16,7 @@ from anlage.errors import RecipeError
 Config = TypeVar("Config", bound=BaseModel)
 Tree = dict[str, Any]
 MAX_EXTENDS = 8
+MOST_SHOWN = 100  # characters of a wrong value
 
 
 def recipe_names() -> tuple[str, ...]:
@@ -117,7 +118,8 @@ def _as_tree(recipe: str, override: str) -> Tree:
 
 def _explain(problem: Mapping[str, Any], config: type[BaseModel]) -> str:
     """One pydantic problem in the words of a recipe's author."""
-    where = ".".join(str(part) for part in problem["loc"]) or "the recipe"
+    parts = [str(part) for part in problem["loc"]]  # one in brackets tells which of two kinds
+    where = ".".join(part for part in parts if not part.startswith(("(", "["))) or "the recipe"
     if problem["type"] == "extra_forbidden":
         known = _known_keys(config)
         near = difflib.get_close_matches(where, known, n=1, cutoff=0.5)
@@ -130,7 +132,9 @@ def _explain(problem: Mapping[str, Any], config: type[BaseModel]) -> str:
     if problem["type"] == "missing":
         return f"needs the key {where!r}"
     reason = str(problem["msg"]).removeprefix("Value error, ")
-    return f"{where}: {reason}; got {problem.get('input')!r}"
+    got = repr(problem.get("input"))
+    shown = got if len(got) <= MOST_SHOWN else f"{got[:MOST_SHOWN]} ..."  # it may be all there is
+    return f"{where}: {reason}; got {shown}"
 
 
 def _known_keys(config: type[BaseModel], prefix: str = "") -> list[str]:

@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    PositiveFloat,
+    PositiveInt,
+    Tag,
+    model_validator,
+)
 
 from anlage.slides.colour import Colour
 from anlage.slides.levels import Decode
@@ -60,6 +69,13 @@ class MagnificationRange(Frozen):
         return self
 
 
+def _shares_or_range(value: object) -> str:
+    """Which of the two was meant, so that only its own mistakes are told."""
+    if isinstance(value, dict):
+        return "(range)" if value.keys() & MagnificationRange.model_fields.keys() else "(shares)"
+    return "(range)" if isinstance(value, MagnificationRange) else "(shares)"
+
+
 class TileSource(Frozen):
     """Which tiles are drawn and how they are read; their edge is ``views.source_px``.
 
@@ -80,12 +96,16 @@ class TileSource(Frozen):
         colour: ``stored``, or ``srgb`` by each slide's ICC profile, where it has one.
     """
 
-    magnifications: dict[PositiveFloat, PositiveFloat] | MagnificationRange
+    magnifications: Annotated[
+        Annotated[dict[PositiveFloat, PositiveFloat], Tag("(shares)")]
+        | Annotated[MagnificationRange, Tag("(range)")],
+        Discriminator(_shares_or_range),
+    ]
     min_tissue: Share = Field(default=0.5, ge=0.0, le=1.0)
     split: str | None = None
     base: Base = "slide"
     balance: dict[str, Annotated[Share, Field(ge=0.0, le=1.0)]] = {}
-    per_region: PositiveInt = 1
+    per_region: int = Field(default=1, ge=1, le=256)  # a window of 64 such regions lies in memory
     filters: TileFilters = TileFilters()
     on_error: Literal["resample", "raise"] = "resample"
     quarantine_after: PositiveInt | None = None
