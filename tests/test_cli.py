@@ -196,6 +196,10 @@ def test_help_is_one_screen(command: tuple[str, ...]) -> None:
         ("bench", "io", "slides", "--mpp", "0"),
         ("bench", "io", "slides", "--rate", "0"),
         ("bench", "io", "slides", "--decode", "half"),
+        ("bench", "io", "slides", "--threads", "100000"),
+        ("bench", "io", "slides", "--per-region", "1000000"),
+        ("embed", "tiles", "--encoder", "e", "--slides", "s", "-o", "o", "--threads", "100000"),
+        ("pretrain", "tile", "--slides", "s", "--run", "r", "--threads", "100000"),
         ("embed", "tiles", "--encoder", "e", "--slides", "s", "-o", "o", "--colour", "lab"),
     ],
     ids=" ".join,
@@ -205,6 +209,21 @@ def test_numbers_out_of_range_are_wrong_usage(arguments: tuple[str, ...]) -> Non
     assert run.returncode == 2
     assert "Invalid value for" in run.stderr
     assert "Traceback" not in run.stderr
+
+
+def test_a_wrong_recipe_is_told_once(tmp_path: Path) -> None:
+    run = anlage("pretrain", "tile", "--slides", tmp_path, "--run", tmp_path, "--recipe", "nope")
+    assert run.returncode == 2
+    assert run.stderr.count("no such recipe") == 1
+
+
+def test_an_output_below_a_file_is_one_line_with_a_remedy(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    run = anlage("index", tmp_path, "-o", tmp_path / "file" / "slides.parquet")
+    assert run.returncode == 1
+    assert "Traceback" not in run.stderr
+    assert run.stderr.rstrip().endswith("Name another output.")
+    assert (tmp_path / "file").read_text() == "mine"
 
 
 def test_ctrl_c_ends_with_130_and_says_how_to_go_on(

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from anlage.slides.indexing.found_slide import Refused
 
 MAX_SEED = 2**32 - 1
+MOST_THREADS = 1024  # beyond any machine; far more than the system starts
 app = typer.Typer(
     name="anlage",
     help="Train, run and judge foundation models of pathology, from slides to a report.",

@@ -7,7 +7,9 @@ from typing import Annotated, Literal
 
 import typer
 
-from anlage.cli.application import Exit, app, log_to
+from anlage.cli.application import MOST_THREADS, Exit, app, log_to
+
+MOST_PER_REGION = 256  # as recipes allow
 
 bench = typer.Typer(
     help="Measure this machine on your slides.", no_args_is_help=True, rich_markup_mode=None
@@ -44,9 +46,14 @@ def bench_io(
     mpp: Annotated[float, typer.Option(min=0.01, help="Resolution of tiles, µm per pixel.")] = 0.5,
     tile_px: Annotated[int, typer.Option(min=1, help="Edge of tiles, pixels.")] = 256,
     n: Annotated[int, typer.Option("-n", "--n", min=1, help="Tiles that one thread reads.")] = 400,
-    threads: Annotated[int, typer.Option(min=1, help="Threads of the loader.")] = 2,
+    threads: Annotated[
+        int, typer.Option(min=1, max=MOST_THREADS, help="Threads of the loader.")
+    ] = 2,
     per_region: Annotated[
-        int, typer.Option(min=1, help="Tiles cut from one decoded region; 1, 4 and 16 suit.")
+        int,
+        typer.Option(
+            min=1, max=MOST_PER_REGION, help="Tiles cut from one decoded region; 1, 4 and 16 suit."
+        ),
     ] = 1,
     decode: Annotated[
         Literal["scaled", "full"], typer.Option(help="Let JPEG be decoded at 1/2 to 1/8, or not.")

@@ -7,7 +7,15 @@ from typing import Annotated, Literal
 
 import typer
 
-from anlage.cli.application import MAX_SEED, Exit, app, exit_by, log_to, name_refused
+from anlage.cli.application import (
+    MAX_SEED,
+    MOST_THREADS,
+    Exit,
+    app,
+    exit_by,
+    log_to,
+    name_refused,
+)
 
 pretrain = typer.Typer(help="Pretrain an encoder.", no_args_is_help=True, rich_markup_mode=None)
 embed = typer.Typer(help="Embed with an encoder.", no_args_is_help=True, rich_markup_mode=None)
@@ -25,7 +33,9 @@ def pretrain_tile(
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an existing run.")] = False,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
-    threads: Annotated[int, typer.Option(min=1, help="Threads that read tiles.")] = 2,
+    threads: Annotated[
+        int, typer.Option(min=1, max=MOST_THREADS, help="Threads that read tiles.")
+    ] = 2,
 ) -> None:
     """Pretrain a tile encoder on tiles streamed from slides."""
     from anlage.recipe import load_recipe
@@ -66,7 +76,9 @@ def embed_tiles_command(
         typer.Option(help="Colours by the slides' ICC profiles, or as stored; the encoder's."),
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
-    threads: Annotated[int, typer.Option(min=1, help="Threads that read tiles.")] = 2,
+    threads: Annotated[
+        int, typer.Option(min=1, max=MOST_THREADS, help="Threads that read tiles.")
+    ] = 2,
 ) -> None:
     """Embed every tissue tile of every slide: one bag (HDF5) a slide; always resumes."""
     from anlage.embedding.embed_tiles import embed_tiles
