@@ -193,9 +193,19 @@ def _open_parquet(path: Path) -> pq.ParquetFile:
         raise CatalogueError(path, f"is Parquet but no catalogue of slides. {REMEDY}")
     if stated != FORMAT:
         got = stated.decode(errors="replace")
+        if _version_of(got) > _version_of(FORMAT.decode()):  # not ours to write over
+            msg = (
+                f"needs format {FORMAT.decode()!r}; got {got!r}, of a newer anlage. Update anlage."
+            )
+            raise CatalogueError(path, msg)
         message = f"needs format {FORMAT.decode()!r}; got {got!r}, of another version. {REMEDY}"
         raise UnreadableTableError(path, message)
     return file
+
+
+def _version_of(stated: str) -> int:
+    number = stated.rpartition("/")[2]
+    return int(number) if number.isdecimal() else 0
 
 
 def _damaged(path: Path, error: Exception) -> CatalogueError:

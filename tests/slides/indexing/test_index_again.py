@@ -180,6 +180,17 @@ def test_a_table_that_holds_something_else_is_not_written_over(tmp_path: Path, a
     assert index_slides([tmp_path], catalogue.path).n_read == 0
 
 
+def test_a_catalogue_of_a_newer_version_is_not_written_over(tmp_path: Path) -> None:
+    catalogue = make_catalogue(tmp_path, labelled=False)
+    pq.write_table(
+        catalogue.table.replace_schema_metadata({"anlage.format": "catalogue/9"}), catalogue.path
+    )
+    before = catalogue.path.read_bytes()
+    with pytest.raises(CatalogueError, match="of a newer anlage. Update anlage"):
+        index_slides([tmp_path], catalogue.path)
+    assert catalogue.path.read_bytes() == before
+
+
 @pytest.mark.parametrize("name", ["slides.pq", "slides", "slides.csv", "s3://bucket/a.parquet"])
 def test_a_name_that_would_share_masks_or_is_no_file_here_is_refused(
     tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
@@ -340,6 +351,23 @@ def test_masks_that_users_drew_come_first_and_count(tmp_path: Path) -> None:
     (masks / "b.png").write_bytes(b"no picture")
     result = index_slides([tmp_path / "slides"], output, masks=masks)
     assert "b.png: is no PNG" in result.refused[0].reason
+
+
+def test_a_drawn_mask_that_is_not_given_again_is_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    from PIL import Image
+
+    masks = tmp_path / "masks"
+    masks.mkdir()
+    output = make_catalogue(tmp_path / "slides", labelled=False).path
+    Image.fromarray(np.full((24, 32), 255, dtype=np.uint8)).save(masks / "b.png")
+    index_slides([tmp_path / "slides"], output, masks=masks)
+    index_slides([tmp_path / "slides"], output, masks=masks)
+    assert "was drawn" not in caplog.text
+    index_slides([tmp_path / "slides"], output)
+    assert "1 slides had a mask that was drawn" in caplog.text
+    assert "(b)" in caplog.text
 
 
 def test_masks_that_are_named_like_no_slide_are_told(tmp_path: Path) -> None:

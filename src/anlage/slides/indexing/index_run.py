@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+import numpy as np
 import pyarrow.compute as pc
 
 from anlage.progress import meter
@@ -30,6 +31,7 @@ from anlage.slides.mask_store import masks_path
 from anlage.slides.storage.location import is_remote
 from anlage.slides.tissue.user_masks import unmatched_masks
 
+DRAWN = "user"  # tissue_method of a mask that a user drew
 LOGGER = logging.getLogger(__name__)
 
 
@@ -220,6 +222,8 @@ class IndexRun:
         if not accepted:
             return None
         before = None if self.earlier is None else self.earlier.catalogue
+        if before is not None:
+            self._warn_of_drawings_left_out(accepted, before)
         write_rows(self.output, accepted, self._rows, earlier=before, labels=self.labels)
         catalogue = Catalogue.open(self.output)
         own = pc.equal(catalogue.column("patient_id"), catalogue.column("slide_id"))
@@ -227,6 +231,24 @@ class IndexRun:
         if n_own:
             LOGGER.info("%d of %d slides count as a patient of their own", n_own, len(catalogue))
         return catalogue
+
+    def _warn_of_drawings_left_out(
+        self, accepted: Sequence[tuple[Entry, int | None]], before: Catalogue
+    ) -> None:
+        """Say which slides had a mask that a user drew, and now have one that a method found."""
+        had, has = (
+            np.asarray(pc.equal(table.column("tissue_method"), DRAWN))
+            for table in (before, self._rows.table())
+        )
+        lost = [
+            entry.slide_id
+            for entry, row in accepted
+            if entry.earlier is not None and row is not None and had[entry.earlier] and not has[row]
+        ]
+        if lost:
+            told = "%d slides had a mask that was drawn, and now have one that was found (%s%s). "
+            told += "Index them with --masks to have the drawn ones again"
+            LOGGER.warning(told, len(lost), ", ".join(lost[:3]), ", ..." if lost[3:] else "")
 
     @cached_property
     def _used_packs(self) -> set[str]:
