@@ -3,9 +3,10 @@ from __future__ import annotations
 import errno
 import gc
 import io
-import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -168,21 +169,20 @@ def test_what_a_killed_process_left_is_removed(server: FaultyServer) -> None:
     assert copies(server) == ["0"]
 
 
-def _stage_in_process(url: str, path: str) -> None:
-    os.environ["ANLAGE_CACHE"] = path
-    stage(RemoteBytes(url)).release()
+STAGE = """
+import sys
+from anlage.slides.storage.object_store import RemoteBytes
+from anlage.slides.storage.staging import stage
+stage(RemoteBytes(sys.argv[1])).release()
+"""
 
 
 def test_two_processes_download_a_slide_once(server: FaultyServer) -> None:
     server.faults = Faults(latency_s=0.05)
-    spawn = multiprocessing.get_context("spawn")
-    arguments = (server.url("0"), os.environ["ANLAGE_CACHE"])
-    processes = [spawn.Process(target=_stage_in_process, args=arguments) for _ in range(2)]
+    command = [sys.executable, "-c", STAGE, server.url("0")]
+    processes = [subprocess.Popen(command) for _ in range(2)]
     for process in processes:
-        process.start()
-    for process in processes:
-        process.join(HANG_S)
-        assert process.exitcode == 0
+        assert process.wait(HANG_S) == 0
     n_heads = sum(first == 0 for _, _, first, _ in server.asked)
     n_parts = len(server.asked) - n_heads
     assert (n_heads, n_parts) == (3, 0)  # each process looks once; the file is one part
