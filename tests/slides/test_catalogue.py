@@ -396,3 +396,15 @@ def test_a_forked_child_waits_for_no_thread_of_its_parent(catalogue: Catalogue) 
         os.waitpid(child, 0)
         pytest.fail("a forked child waits for ever")
     assert status == 0
+
+
+def test_a_small_table_is_held_by_arrow_and_not_by_python(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A thread of Arrow's that lets go of Python's bytes after Python's end aborts the process."""
+    held: list[object] = []
+    reader = pa.BufferReader
+    monkeypatch.setattr(pa, "BufferReader", lambda b: (held.append(b), reader(b))[1])
+    Catalogue.open(make_catalogue(tmp_path, labelled=False).path)
+    assert held
+    assert all(isinstance(buffer, pa.Buffer) for buffer in held)
