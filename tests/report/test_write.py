@@ -144,7 +144,8 @@ def test_nothing_to_report_is_refused(tmp_path):
 
 def test_a_damaged_part_is_named_and_the_rest_is_shown(chain, take_apart):
     (chain / "scores" / "result.json").write_text("{")
-    (chain / "slides.masks.parquet").write_bytes(b"broken")
+    for pack in (chain / "slides.masks").iterdir():
+        pack.write_bytes(b"broken")
     parts = take_apart(write_report(chain))
     assert "Cannot be read" in parts.text
     assert {"training", "provenance"} <= parts.ids

@@ -67,7 +67,7 @@ def _split_verdicts(contents: Contents) -> Iterator[Verdict]:
     ids, splits = every.column("slide_id"), every.column("split")
     is_used = _is_used(contents, ids, splits)
     n_used = pc.sum(is_used).as_py() or 0
-    n_unknown = contents.run.get("n_slides", len(contents.run["slides"])) - n_used
+    n_unknown = (len(contents.run["slides"]) or contents.run.get("n_slides", 0)) - n_used
     if n_unknown:
         text = f"{n_unknown} slides of the pretraining are not in this catalogue: splits not known."
         yield Verdict(kind="bad", text=text)
