@@ -329,14 +329,15 @@ class GrowingBatches:
 
 
 def _no_tile(batch: GrowingBatch, g: int) -> TrainingError:
-    lost = sorted({error.slide_id for error in batch.errors if error.g == g})
+    errors = [error for error in batch.errors if error.g == g]
+    lost = sorted({error.slide_id for error in errors})
+    first = f" The first error: {errors[0].slide_id}: {errors[0].error}" if errors else ""
     filters = sorted(set(batch.rejected))
     rejected = f" or passes the filters ({', '.join(filters)})" if filters else ""
     return TrainingError(
         ", ".join(lost[:5]) or "the catalogue",
         f"no tile of {MAX_ATTEMPTS} draws of sample {g} could be read{rejected}. Check that the "
-        "slides are still where the catalogue says, and that the filters fit the stain; the log "
-        "names the first error of each slide.",
+        f"slides are still where the catalogue says, and that the filters fit the stain.{first}",
     )
 
 
