@@ -8,10 +8,10 @@ from sklearn.preprocessing import StandardScaler
 from anlage.evaluation.floors import N_FEATURES, colour_texture_features
 from anlage.evaluation.labelled_tiles import LabelledTiles
 from anlage.evaluation.tile_pixels import read_tile_file
-from anlage.probes.knn import knn_probe
-from anlage.probes.linear import linear_probe
-from anlage.probes.metrics import balanced_accuracy
-from anlage.probes.splits import given_folds
+from anlage.probes.linear.logistic import linear_probe
+from anlage.probes.metrics.counts import balanced_accuracy
+from anlage.probes.neighbours.knn import knn_probe
+from anlage.probes.splits.grouped import given_folds
 
 
 @pytest.fixture

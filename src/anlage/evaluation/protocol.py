@@ -9,7 +9,13 @@ import numpy as np
 
 from anlage.errors import LabelledDataError
 from anlage.evaluation.labelled_tiles import LabelledTiles
-from anlage.probes.splits import Split, given_folds, grouped_folds, leave_one_group_out, train_test
+from anlage.probes.splits.grouped import (
+    Split,
+    given_folds,
+    grouped_folds,
+    leave_one_group_out,
+    train_test,
+)
 
 Protocol = Literal["auto", "leave-one-group-out", "folds", "grouped-folds", "train-test"]
 MOST_GROUPS_LEFT_OUT_SINGLY = 100

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from anlage.errors import LabelledDataError
 from anlage.files import write_json_whole
-from anlage.probes.intervals import Interval
+from anlage.probes.uncertainty.bootstrap import Interval
 
 FORMAT: Final = "evaluation/1"
 

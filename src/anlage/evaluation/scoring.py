@@ -13,12 +13,12 @@ from numpy.typing import NDArray
 
 from anlage.evaluation.labelled_tiles import LabelledTiles
 from anlage.evaluation.result import Comparison, Model, ProbeName, Score
-from anlage.probes.intervals import cluster_bootstrap
-from anlage.probes.knn import knn_probe
-from anlage.probes.linear import linear_probe
-from anlage.probes.metrics import accuracy, group_counts
-from anlage.probes.paired import paired_bootstrap
-from anlage.probes.splits import Split
+from anlage.probes.linear.logistic import linear_probe
+from anlage.probes.metrics.counts import accuracy, group_counts
+from anlage.probes.neighbours.knn import knn_probe
+from anlage.probes.splits.grouped import Split
+from anlage.probes.uncertainty.bootstrap import cluster_bootstrap
+from anlage.probes.uncertainty.paired import paired_bootstrap
 from anlage.progress import meter
 
 MODELS: tuple[Model, ...] = get_args(Model)

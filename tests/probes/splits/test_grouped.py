@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from anlage.probes.splits import (
+from anlage.probes.splits.grouped import (
     given_folds,
     grouped_folds,
     groups_on_two_sides,

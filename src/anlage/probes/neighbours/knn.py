@@ -7,7 +7,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from anlage.probes.checks import both_sides, finite_embeddings
+from anlage.probes.checks import embedding_tensor, finite_embeddings, same_width, train_side
 from anlage.probes.prediction import Prediction
 
 BLOCK_BYTES = 64 * 2**20
@@ -85,8 +85,10 @@ def knn_probe(
     Source: Chen et al. 2024, UNI, arXiv:2308.15474 (centring, L2, k = 20). Theirs gives ties to
     the class that sorts first.
     """
-    train, label, test = both_sides("knn_probe", train_MD, train_label_M, test_QD)
-    class_C, code_M = np.unique(label, return_inverse=True)
+    train_tensor, class_C, code_tensor = train_side("knn_probe", train_MD, train_label_M)
+    test_tensor = embedding_tensor("knn_probe", "test", test_QD)
+    same_width("knn_probe", train_tensor, test_tensor)
+    train, test, code_M = train_tensor.numpy(), test_tensor.numpy(), code_tensor.numpy()
     mean_D = train.mean(axis=0, dtype=np.float64)
     scale_D = train.std(axis=0, dtype=np.float64) if standardise else np.ones_like(mean_D)
     scale_D[scale_D == 0] = 1

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from scipy.optimize import minimize
 
-from anlage.probes import linear
-from anlage.probes.linear import linear_probe
+from anlage.probes.linear import logistic as linear
+from anlage.probes.linear.logistic import linear_probe
 
 
 def objective_minimum(train, label, test, cost, weight=None):

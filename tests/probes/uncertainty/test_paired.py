@@ -3,8 +3,8 @@ import pytest
 from scipy import stats
 from sklearn.metrics import balanced_accuracy_score
 
-from anlage.probes.intervals import cluster_bootstrap
-from anlage.probes.paired import paired_bootstrap
+from anlage.probes.uncertainty.bootstrap import cluster_bootstrap
+from anlage.probes.uncertainty.paired import paired_bootstrap
 
 
 @pytest.fixture

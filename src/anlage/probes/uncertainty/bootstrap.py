@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import stdtrit
 
-from anlage.probes.metrics import GroupCounts, group_counts, mean_recall
+from anlage.probes.metrics.counts import GroupCounts, group_counts, mean_recall
 
 CONFIDENCE = 0.95
 FEWEST_RELIABLE_GROUPS = 20

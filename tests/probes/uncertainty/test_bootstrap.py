@@ -3,8 +3,8 @@ import pytest
 from scipy import stats
 from sklearn.metrics import balanced_accuracy_score
 
-from anlage.probes import intervals
-from anlage.probes.intervals import cluster_bootstrap, resample_weights
+from anlage.probes.uncertainty import bootstrap as intervals
+from anlage.probes.uncertainty.bootstrap import cluster_bootstrap, resample_weights
 
 
 @pytest.fixture

@@ -7,8 +7,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from anlage.probes.intervals import Interval, Metric, class_counts, interval_over_groups
-from anlage.probes.metrics import group_counts, mean_recall
+from anlage.probes.metrics.counts import group_counts, mean_recall
+from anlage.probes.uncertainty.bootstrap import Interval, Metric, class_counts, interval_over_groups
 
 
 def paired_bootstrap(

@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 from sklearn.neighbors import KNeighborsClassifier
 
-from anlage.probes import knn
-from anlage.probes.knn import knn_probe, nearest
+from anlage.probes.neighbours import knn
+from anlage.probes.neighbours.knn import knn_probe, nearest
 
 
 def brute_force(query, bank, k, *, exclude_own_row=False):

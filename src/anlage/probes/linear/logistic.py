@@ -8,12 +8,13 @@ import logging
 import warnings
 
 import numpy as np
+import torch
 from numpy.typing import ArrayLike
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
-from anlage.probes.checks import both_sides
+from anlage.probes.checks import embedding_tensor, same_width, train_side
 from anlage.probes.prediction import Prediction
 
 LOGGER = logging.getLogger(__name__)
@@ -51,9 +52,12 @@ def linear_probe(
     Source: the protocol of Chen et al. 2024, UNI, arXiv:2308.15474, in scikit-learn's objective.
     Their code divides by the number of rows and does not square the norm.
     """
-    train, label, test = both_sides(
-        "linear_probe", train_MD, train_label_M, test_ND, dtype=np.float64
+    train_tensor, class_C, code_M = train_side(
+        "linear_probe", train_MD, train_label_M, dtype=torch.float64
     )
+    test_tensor = embedding_tensor("linear_probe", "test", test_ND, dtype=torch.float64)
+    same_width("linear_probe", train_tensor, test_tensor)
+    train, test, label = train_tensor.numpy(), test_tensor.numpy(), class_C[code_M.numpy()]
     if not (np.isfinite(cost) and cost > 0):
         msg = f"linear_probe: cost needs to be finite and > 0; got {cost}. Try 0.1."
         raise ValueError(msg)

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import accuracy_score, balanced_accuracy_score
 
-from anlage.probes.metrics import accuracy, balanced_accuracy, group_counts
+from anlage.probes.metrics.counts import accuracy, balanced_accuracy, group_counts
 
 
 def test_metrics_are_scikit_learns(generator) -> None:

@@ -1,0 +1,1 @@
+"""Classifiers from class vectors: prototypes, SimpleShot, MI-SimpleShot, zero-shot."""

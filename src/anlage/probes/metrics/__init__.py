@@ -1,0 +1,1 @@
+"""Metrics of predictions, each one fast to recompute under weights of groups."""

@@ -1,0 +1,101 @@
+"""What a metric is: a number of rows that can be recomputed under many weightings of groups."""
+
+# Shape suffixes: N rows (tiles), G groups (patients), R weightings of the groups (resamples).
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+Columns = tuple[NDArray[Any], ...]
+Statistic = Callable[[NDArray[np.float64]], NDArray[np.float64]]
+"""Maps (R, G) weights of the groups to (R,) values: a row of group g counts weight[r, g] times. NaN
+where the metric has no value under these weights (no positive left, nobody died)."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Metric:
+    """A metric of predictions, for estimates, intervals and tests alike.
+
+    Attributes:
+        name: As it stands in tables, such as ``balanced_accuracy``.
+        columns: What ``over_groups`` takes, in order, each with N rows, such as
+            ``("truth", "predicted")``. Resampling is stratified by the first unless told otherwise.
+        bounds: Smallest and largest possible value.
+        is_better_larger: False for errors, such as the Brier score.
+        has_classes: The first column holds classes, of which a resample can run short.
+        over_groups: From the columns, (N,) int64 codes of the rows' groups and the number of
+            groups to a ``Statistic``. Checks the columns and refuses them by name; counts once, so
+            that thousands of weightings cost matrix products.
+    """
+
+    name: str
+    columns: tuple[str, ...]
+    bounds: tuple[float, float]
+    is_better_larger: bool = True
+    has_classes: bool = True
+    over_groups: Callable[[Columns, NDArray[np.int64], int], Statistic]
+
+    def __call__(self, *columns: ArrayLike) -> float:
+        """The metric of these rows; NaN where it has no value."""
+        arrays = tuple(np.asarray(column) for column in columns)
+        code_N = np.zeros(len(arrays[0]), dtype=np.int64)
+        return float(self.over_groups(arrays, code_N, 1)(np.ones((1, 1)))[0])
+
+
+def metric_of_rows(
+    function: Callable[..., float],
+    *,
+    name: str,
+    columns: tuple[str, ...],
+    bounds: tuple[float, float] = (-np.inf, np.inf),
+    is_better_larger: bool = True,
+    has_classes: bool = False,
+) -> Metric:
+    """A metric from any function of rows, recomputed on the gathered rows of each resample.
+
+    As slow as the function; for metrics that have no faster form, and for users' own.
+
+    Args:
+        function: Takes the columns, (N, ...) each, gives a number; on a resample it may raise
+            ``ValueError`` or give NaN where it has no value.
+        name: As it stands in tables.
+        columns: Names of the arguments.
+        bounds: Smallest and largest possible value.
+        is_better_larger: Whether more is better.
+        has_classes: Whether the first column holds classes.
+    """
+
+    def over_groups(arrays: Columns, code_N: NDArray[np.int64], n_groups: int) -> Statistic:
+        order_N = np.argsort(code_N, kind="stable")
+        sorted_N = code_N[order_N]
+
+        def statistic(weight_RG: NDArray[np.float64]) -> NDArray[np.float64]:
+            values = []
+            for weight_G in weight_RG:
+                rows = np.repeat(order_N, weight_G.astype(np.int64)[sorted_N])
+                values.append(_value(function, tuple(array[rows] for array in arrays)))
+            return np.array(values)
+
+        function(*arrays)  # refuses here what it refuses, not in each resample
+        return statistic
+
+    return Metric(
+        name=name,
+        columns=columns,
+        bounds=bounds,
+        is_better_larger=is_better_larger,
+        has_classes=has_classes,
+        over_groups=over_groups,
+    )
+
+
+def _value(function: Callable[..., float], arrays: Columns) -> float:
+    try:
+        return float(function(*arrays))
+    except ValueError:
+        return float("nan")

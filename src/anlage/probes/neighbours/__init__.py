@@ -1,0 +1,1 @@
+"""Nearest neighbours: exact search, the kNN probe, retrieval."""

@@ -1,0 +1,1 @@
+"""Numbers instead of classes: ridge regression and the Cox model."""

@@ -1,0 +1,1 @@
+"""Divisions of rows into sides that never cut a patient in two."""
