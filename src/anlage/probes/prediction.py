@@ -63,9 +63,9 @@ class LinearHead:
         Raises:
             ValueError: If the array is unusable or of another width.
         """
-        device = self.weight_CD.device
+        weight = self.weight_CD
         test = embedding_tensor(
-            "LinearHead", "test", test_ND, device=device, dtype=self.weight_CD.dtype
+            "LinearHead", "test", test_ND, device=weight.device, dtype=weight.dtype
         )
         same_width("LinearHead", weight, test)
         blocks = [
