@@ -19,20 +19,32 @@ A wrong argument from a programmer is a ``ValueError`` or ``TypeError`` instead.
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
+
+URL = re.compile(r"(?i)\b(https?://)(?:[^\s/@]+@)?([^\s?#]*)(\?[^\s'\"<>]*)?")
+
+
+def without_secrets(text: str) -> str:
+    """Text with the user:password and the query of every http(s) URL in it left out.
+
+    A signed URL is a key to the slide for whoever reads it in a log.
+    """
+    return URL.sub(lambda url: url[1] + url[2] + ("?..." if url[3] else ""), text)
 
 
 class AnlageError(Exception):
     """Root of everything anlage raises about the world outside the program.
 
     Attributes:
-        path: The file, folder or row at fault; the message begins with it.
+        path: The file, folder or row at fault; the text begins with it.
+        message: What is wrong, and what to do. The text shows no secrets of URLs in either.
     """
 
     def __init__(self, path: str | Path, message: str) -> None:
         self.path = str(path)
         self.message = message
-        super().__init__(f"{path}: {message}")
+        super().__init__(without_secrets(f"{path}: {message}"))
 
     def __reduce__(self) -> tuple[type[AnlageError], tuple[str, str]]:
         """Survive pickling between processes, which calls the class with its arguments."""

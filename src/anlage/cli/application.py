@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from anlage import __version__
+from anlage.errors import without_secrets
 
 if TYPE_CHECKING:
     from anlage.slides.indexing.found_slide import Refused
@@ -56,7 +57,7 @@ def _root(
 def name_refused(refused: Sequence[Refused]) -> None:
     """Print one line for each slide that was left out, with the reason."""
     for slide in refused:
-        print(f"refused: {slide.uri}: {slide.reason}")
+        print(without_secrets(f"refused: {slide.uri}: {slide.reason}"))
 
 
 def exit_by(refused: Sequence[Refused]) -> None:
@@ -76,9 +77,16 @@ def log_to(file: Path | None) -> None:
     shown = RichHandler(console=CONSOLE, show_path=False, show_time=False, show_level=False)
     said_otherwise = {FILE_ONLY, "anlage.progress"} if CONSOLE.is_terminal else {FILE_ONLY}
     shown.addFilter(lambda record: record.name not in said_otherwise)  # the bar, the last line
+    shown.addFilter(_hide_secrets)
     root.handlers = [shown]
     if file is not None:
         file.parent.mkdir(parents=True, exist_ok=True)
         written = logging.FileHandler(file, encoding="utf-8")
         written.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        written.addFilter(_hide_secrets)
         root.addHandler(written)
+
+
+def _hide_secrets(record: logging.LogRecord) -> bool:
+    record.msg, record.args = without_secrets(record.getMessage()), None
+    return True
