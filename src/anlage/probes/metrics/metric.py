@@ -9,7 +9,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
+from torch import Tensor
+
+from anlage.probes.checks import Rows
 
 Columns = tuple[NDArray[Any], ...]
 Statistic = Callable[[NDArray[np.float64]], NDArray[np.float64]]
@@ -28,9 +31,10 @@ class Metric:
         bounds: Smallest and largest possible value.
         is_better_larger: False for errors, such as the Brier score.
         has_classes: The first column holds classes, of which a resample can run short.
-        over_groups: From the columns, (N,) int64 codes of the rows' groups and the number of
-            groups to a ``Statistic``. Checks the columns and refuses them by name; counts once, so
-            that thousands of weightings cost matrix products.
+        over_groups: From the columns (numpy arrays), (N,) int64 codes of the rows' groups and the
+            number of groups to a ``Statistic``. Checks the columns and refuses them by name, and
+            refuses rows on which the metric has no value; counts once, so that thousands of
+            weightings cost matrix products.
     """
 
     name: str
@@ -40,11 +44,39 @@ class Metric:
     has_classes: bool = True
     over_groups: Callable[[Columns, NDArray[np.int64], int], Statistic]
 
-    def __call__(self, *columns: ArrayLike) -> float:
-        """The metric of these rows; NaN where it has no value."""
-        arrays = tuple(np.asarray(column) for column in columns)
+    def __call__(self, *columns: Rows) -> float:
+        """The metric of these rows.
+
+        Args:
+            *columns: N rows each, arrays or tensors, in the order of ``columns``.
+
+        Raises:
+            ValueError: If a column is unusable, or the metric has no value on these rows.
+        """
+        arrays = self.arrays(*columns)
         code_N = np.zeros(len(arrays[0]), dtype=np.int64)
         return float(self.over_groups(arrays, code_N, 1)(np.ones((1, 1)))[0])
+
+    def arrays(self, *columns: Rows) -> Columns:
+        """The columns as numpy arrays, tensors brought to the CPU.
+
+        Raises:
+            ValueError: If there are more or fewer columns than the metric has, or one is a scalar.
+        """
+        arrays = tuple(
+            column.detach().cpu().numpy() if isinstance(column, Tensor) else np.asarray(column)
+            for column in columns
+        )
+        if len(arrays) != len(self.columns):
+            msg = (
+                f"{self.name}: needs the columns {self.columns}; got {len(arrays)}. "
+                "Give each of them once, in this order."
+            )
+            raise ValueError(msg)
+        if any(array.ndim == 0 for array in arrays):
+            msg = f"{self.name}: needs one value a row; got a single value. Give arrays of N rows."
+            raise ValueError(msg)
+        return arrays
 
 
 def metric_of_rows(
