@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from anlage.cli.application import app, exit_by, log_to, name_refused
+from anlage.cli.application import Exit, app, exit_by, log_to, name_refused
 
 if TYPE_CHECKING:
     from anlage.slides.indexing.index_run import IndexResult
@@ -67,6 +67,8 @@ def index(
     _name_unmatched(result)
     written = f"{result.n_accepted} slides in {output}" if result.catalogue else "nothing written"
     print(f"{written}, {len(result.refused)} refused; {result.n_read} read now")
+    if result.catalogue is None:
+        raise typer.Exit(Exit.FAILED)
     exit_by(result.refused)
 
 
