@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from anlage.evaluation.labelled_tiles import LabelledTiles
 from anlage.evaluation.result import Comparison, Data, Leakage, Score, interval_in_words
-from anlage.probes.uncertainty.bootstrap import FEWEST_RELIABLE_GROUPS
+from anlage.probes.uncertainty.interval import FEWEST_RELIABLE_GROUPS
 
 FEW_DIRECTIONS = 2.0
 

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from anlage.errors import LabelledDataError
 from anlage.files import write_json_whole
-from anlage.probes.uncertainty.bootstrap import Interval
+from anlage.probes.uncertainty.interval import Interval
 
 FORMAT: Final = "evaluation/1"
 
@@ -201,19 +201,8 @@ def evaluation_key(encoder: str, data: str, settings: dict[str, Any]) -> dict[st
 
 
 def interval_in_words(interval: Interval, *, sign: Literal["", "+"] = "") -> str:
-    """An estimate with both intervals: ``0.512 (95 %: bootstrap 0.4 to 0.6, t ...; 16 groups)``."""
-    estimate, low, high, t_low, t_high = (
-        format(value, f"{sign}.3f")
-        for value in (
-            *(interval.estimate, interval.low, interval.high),
-            *(interval.t_low, interval.t_high),
-        )
-    )
-    unreliable = ", unreliable" if interval.is_unreliable else ""
-    return (
-        f"{estimate} (95 %: bootstrap {low} to {high}, t {t_low} to {t_high}; "
-        f"{interval.n_groups} groups{unreliable})"
-    )
+    """An estimate with its interval and the groups it rests on, on one line."""
+    return interval.in_words(sign=sign, group="group")
 
 
 def write_result(path: Path, result: EvaluationResult) -> None:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from anlage.evaluation.labelled_tiles import LabelledTiles
 from anlage.evaluation.result import Comparison, Model, ProbeName, Score
 from anlage.probes.linear.logistic import linear_probe
+from anlage.probes.metrics.classification import BALANCED_ACCURACY
 from anlage.probes.metrics.counts import accuracy, group_counts
 from anlage.probes.neighbours.knn import knn_probe
 from anlage.probes.splits.grouped import Split
@@ -93,7 +94,10 @@ def scores_of(
     scores = []
     for (model, probe), label_N in predictions.label_N.items():
         predicted = label_N[rows]
-        interval = cluster_bootstrap(truth, predicted, group, n_resamples=n_resamples, seed=seed)
+        columns = (truth, predicted)
+        interval = cluster_bootstrap(
+            BALANCED_ACCURACY, columns, group, n_resamples=n_resamples, seed=seed
+        )
         scores.append(
             Score(
                 model=model,
@@ -119,7 +123,9 @@ def comparisons_of(
         for floor in MODELS[1:]:
             theirs = predictions.label_N[floor, probe][rows]
             difference = paired_bootstrap(
-                truth, ours, theirs, group, n_resamples=n_resamples, seed=seed
+                *(BALANCED_ACCURACY, (truth, ours), (truth, theirs), group),
+                n_resamples=n_resamples,
+                seed=seed,
             )
             floor_accuracy = _by_group(truth, theirs, group)
             by_group = {

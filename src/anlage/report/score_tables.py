@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from anlage.evaluation.result import EvaluationResult, Model
-from anlage.probes.uncertainty.bootstrap import Interval
+from anlage.probes.uncertainty.interval import Interval
 from anlage.report.contents import Contents
 from anlage.report.line_chart import Tick, nice_ticks, scaled
 

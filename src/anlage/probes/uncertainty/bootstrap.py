@@ -1,192 +1,240 @@
-"""Confidence intervals that resample groups (cases, patients), never tiles."""
+"""Confidence intervals of any metric that resample groups (patients), never rows (tiles)."""
 
-# Shape suffixes: N tiles, G groups, C classes, R weightings of the groups (resamples).
+# Shape suffixes: N rows (tiles), G groups (patients), C classes, R weightings of the groups.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, get_args
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 from scipy.special import stdtrit
 
-from anlage.probes.metrics.counts import GroupCounts, group_counts, mean_recall
-
-CONFIDENCE = 0.95
-FEWEST_RELIABLE_GROUPS = 20
-BLOCK_WEIGHTS = 2**22
-
-Metric = Literal["balanced_accuracy", "accuracy"]
-Statistic = Callable[[NDArray[np.float64]], NDArray[np.float64]]
+from anlage.probes.checks import Rows
+from anlage.probes.metrics.metric import Metric, Statistic
+from anlage.probes.uncertainty.bca import BootstrapDistribution
+from anlage.probes.uncertainty.columns import columns_of
+from anlage.probes.uncertainty.interval import FEWEST_RELIABLE_GROUPS, Interval, Method
+from anlage.probes.uncertainty.resampling import (
+    class_counts,
+    group_codes,
+    leave_one_out_weights,
+    resample_weights,
+    strata_of_classes,
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Interval:
-    """A number with its 95 % intervals over groups.
+class Resampling:
+    """How an interval is made; the settings of ``cluster_bootstrap``."""
+
+    n_resamples: int = 2000
+    seed: int = 0
+    method: Method = "bca"
+    stratify: bool = True
+    confidence: float = 0.95
+
+    def __post_init__(self) -> None:
+        if self.method not in get_args(Method):
+            msg = (
+                f"bootstrap: method needs to be one of {get_args(Method)}; got {self.method!r}. "
+                "Choose one."
+            )
+            raise ValueError(msg)
+        if self.n_resamples < 1 or not 0 < self.confidence < 1:
+            msg = (
+                "bootstrap: needs one resample or more and a confidence between 0 and 1; got "
+                f"{self.n_resamples} resamples, confidence {self.confidence}. Use 2000 and 0.95."
+            )
+            raise ValueError(msg)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Groups:
+    """The groups that are resampled.
 
     Attributes:
-        estimate: The number on all groups.
-        low: Lower end of the percentile bootstrap interval.
-        high: Upper end of it.
-        t_low: Lower end of the t-interval (jackknife over groups, G - 1 degrees of freedom).
-        t_high: Upper end of it.
-        n_groups: Groups (cases, patients) the intervals rest on.
-        n_resamples: Bootstrap resamples drawn.
-        n_short_of_a_class: Resamples in which a class had no tile; their balanced accuracy is the
-            mean over the classes present.
-        is_unreliable: Fewer than 20 groups: the bootstrap interval is too narrow, look at the
-            t-interval, and claim little.
+        code_N: (N,) int64 group of each row, 0 to G - 1.
+        n_groups: G.
+        count_GC: (G, C) rows of each class in each group; None for metrics without classes.
     """
 
-    estimate: float
-    low: float
-    high: float
-    t_low: float
-    t_high: float
+    code_N: NDArray[np.int64]
     n_groups: int
-    n_resamples: int
-    n_short_of_a_class: int
-    is_unreliable: bool
+    count_GC: NDArray[np.float64] | None
+
+    def strata(self, *, stratify: bool) -> NDArray[np.int64]:
+        """(G,) stratum of each group; all zero without classes or if not asked for."""
+        if self.count_GC is None or not stratify:
+            return np.zeros(self.n_groups, dtype=np.int64)
+        return strata_of_classes(self.count_GC)
 
 
 def cluster_bootstrap(
-    truth_N: ArrayLike,
-    predicted_N: ArrayLike,
-    group_N: ArrayLike,
+    metric: Metric,
+    columns: Sequence[Rows],
+    group_N: Rows,
     *,
-    metric: Metric = "balanced_accuracy",
     n_resamples: int = 2000,
     seed: int = 0,
+    method: Method = "bca",
+    stratify: bool = True,
+    confidence: float = 0.95,
 ) -> Interval:
-    """Percentile bootstrap of a metric over groups, and a t-interval beside it.
+    """A metric with its bootstrap interval over groups, and a t-interval beside it.
 
-    A resample draws G of the G groups with replacement, each with all its tiles.
+    A resample draws G of the G groups with replacement, each with all its rows. With ``stratify``
+    as many groups are drawn of each stratum as it has, so that no class vanishes (which stratum a
+    mixed group is in: ``strata_of_classes``). A group that is alone in its stratum is in every
+    resample once: the interval is too narrow by what such groups would vary; they are counted.
+    Resamples in which a class vanishes all the same are counted, and kept if the metric has a value
+    without it; those without a value are counted and left out. float64; weights of at most 4
+    million groups in memory at a time, same draws for every size of block.
 
     Args:
-        truth_N: (N,) true labels.
-        predicted_N: (N,) predicted labels.
-        group_N: (N,) group of each tile; tiles of one group are not independent.
         metric: What is scored.
+        columns: Of the metric, in its order, N rows each: ``(truth_N, predicted_N)``.
+        group_N: (N,) group of each row; rows of one group are not independent.
         n_resamples: Bootstrap resamples, 1 or more; 2,000 put about 0.5 % of noise on an end.
         seed: Of the resamples.
+        method: ``bca`` corrects bias and skewness; ``percentile`` takes plain quantiles.
+        stratify: Draw within strata of the classes in the first column, if the metric has classes.
+        confidence: Of both intervals, 0 to 1.
 
     Returns:
-        The metric with its intervals, clipped to 0 to 1.
+        The metric with its intervals.
 
     Raises:
-        ValueError: If lengths differ, or there are fewer than two groups.
+        ValueError: If columns do not fit, there are fewer than two groups, or the metric has no
+            value on these rows or on no resample.
     """
-    counts = group_counts(truth_N, predicted_N, group_N)
-    total_GC, correct_GC = class_counts(counts, metric)
-
-    def score(weight_RG: NDArray[np.float64]) -> NDArray[np.float64]:
-        return mean_recall(weight_RG @ correct_GC, weight_RG @ total_GC)
-
-    return interval_over_groups(
-        score, total_GC, n_resamples=n_resamples, seed=seed, bounds=(0.0, 1.0)
+    settings = Resampling(
+        n_resamples=n_resamples, seed=seed, method=method, stratify=stratify, confidence=confidence
     )
+    arrays = columns_of("cluster_bootstrap", metric, columns)
+    groups = groups_of("cluster_bootstrap", group_N, arrays[0], has_classes=metric.has_classes)
+    statistic = metric.over_groups(arrays, groups.code_N, groups.n_groups)
+    return interval_over_groups(metric.name, statistic, groups, settings, bounds=metric.bounds)
 
 
-def class_counts(
-    counts: GroupCounts, metric: Metric
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Total and correct counts (G, C) under which the mean recall is the metric.
+def groups_of(who: str, group_N: Rows, truth_N: NDArray[Any], *, has_classes: bool) -> Groups:
+    """The groups of the rows and, where the first column holds classes, their classes.
 
-    Accuracy is the balanced accuracy of a task whose tiles are all of one class.
+    Raises:
+        ValueError: If there is not one group a row, or fewer than two groups.
     """
-    if metric not in get_args(Metric):
-        msg = (
-            f"intervals: metric needs to be one of {get_args(Metric)}; got {metric!r}. Choose one."
-        )
-        raise ValueError(msg)
-    if metric == "accuracy":
-        total_G1 = counts.total_GC.sum(axis=1, keepdims=True)
-        return total_G1, counts.correct_GC.sum(axis=1, keepdims=True)
-    return counts.total_GC, counts.correct_GC
+    group_G, code_N = group_codes(who, group_N, len(truth_N))
+    n_groups = len(group_G)
+    count_GC = class_counts(truth_N, code_N, n_groups) if has_classes else None
+    return Groups(code_N=code_N, n_groups=n_groups, count_GC=count_GC)
 
 
 def interval_over_groups(
+    name: str,
     statistic: Statistic,
-    total_GC: NDArray[np.float64],
+    groups: Groups,
+    settings: Resampling,
     *,
-    n_resamples: int,
-    seed: int,
     bounds: tuple[float, float],
+    is_difference: bool = False,
 ) -> Interval:
-    """Bootstrap and jackknife any statistic that is a function of the groups' weights.
+    """Bootstrap and jackknife any function of the groups' weights.
 
     Args:
+        name: Of the number, for messages.
         statistic: Maps (R, G) weights of the groups to (R,) values.
-        total_GC: (G, C) tiles of each group and class, to count resamples short of a class.
-        n_resamples: Bootstrap resamples, 1 or more.
-        seed: Of the resamples.
-        bounds: Range of the statistic, to which the t-interval is clipped.
+        groups: What is resampled.
+        settings: How.
+        bounds: Range of the number, to which the t-interval is clipped.
+        is_difference: Whether the number's being 0 is a question, answered by a p-value.
 
     Raises:
-        ValueError: If there are fewer than two groups or no resample is asked for.
+        ValueError: If the number has no value on these groups, or on no resample.
     """
-    n_groups = len(total_GC)
-    if n_groups < 2 or n_resamples < 1:
-        msg = (
-            "intervals: an interval needs two groups and one resample or more; got "
-            f"{n_groups} groups, {n_resamples} resamples. Test on tiles of more cases."
-        )
-        raise ValueError(msg)
-    values, n_short = [], 0
-    for weight_RG in resample_weights(n_groups, n_resamples=n_resamples, seed=seed):
-        values.append(statistic(weight_RG))
-        n_short += int(((weight_RG @ total_GC) == 0).any(axis=1).sum())
-    tail = (1 - CONFIDENCE) / 2
-    low, high = np.quantile(np.concatenate(values), [tail, 1 - tail])
-    estimate = float(statistic(np.ones((1, n_groups)))[0])
-    half_width = _jackknife_half_width(statistic, n_groups)
+    distribution, n_short = bootstrap_distribution(name, statistic, groups, settings)
+    ends, used = distribution.percentile_ends(settings.confidence), "percentile"
+    if settings.method == "bca":
+        bca = distribution.bca_ends(settings.confidence)
+        ends, used = (ends, used) if bca is None else (bca, "bca")
+    t_ends = t_interval(
+        distribution.estimate, distribution.leave_out_G, settings.confidence, bounds
+    )
+    is_bca = used == "bca"
+    _, size_S = np.unique(distribution.stratum_G, return_counts=True)
     return Interval(
-        estimate=estimate,
-        low=float(low),
-        high=float(high),
-        t_low=max(estimate - half_width, bounds[0]),
-        t_high=min(estimate + half_width, bounds[1]),
-        n_groups=n_groups,
-        n_resamples=n_resamples,
+        estimate=distribution.estimate,
+        low=ends[0],
+        high=ends[1],
+        t_low=t_ends[0],
+        t_high=t_ends[1],
+        n_groups=groups.n_groups,
+        n_resamples=settings.n_resamples,
         n_short_of_a_class=n_short,
-        is_unreliable=n_groups < FEWEST_RELIABLE_GROUPS,
+        is_unreliable=groups.n_groups < FEWEST_RELIABLE_GROUPS,
+        method="bca" if is_bca else "percentile",
+        n_undefined=settings.n_resamples - len(distribution.value_R),
+        n_always_drawn=int((size_S == 1).sum()),
+        confidence=settings.confidence,
+        p_value=distribution.p_value(is_bca=is_bca) if is_difference else None,
     )
 
 
-def resample_weights(
-    n_groups: int, *, n_resamples: int, seed: int
-) -> Iterator[NDArray[np.float64]]:
-    """How often each group is drawn in each bootstrap resample, a block of resamples at a time.
+def bootstrap_distribution(
+    name: str, statistic: Statistic, groups: Groups, settings: Resampling
+) -> tuple[BootstrapDistribution, int]:
+    """Values of all resamples and of the jackknife, and how many resamples lacked a class.
 
-    Resample r draws the groups ``default_rng(seed).integers(n_groups, size=(R, n_groups))[r]``.
-
-    Yields:
-        (r, G) float64 counts, each row sums to G; a block holds at most 4 million of them.
+    Raises:
+        ValueError: If the number has no value on these groups, or on no resample.
     """
-    generator = np.random.default_rng(seed)
-    n_block = max(1, BLOCK_WEIGHTS // n_groups)
-    for start in range(0, n_resamples, n_block):
-        n_rows = min(n_block, n_resamples - start)
-        drawn = generator.integers(n_groups, size=(n_rows, n_groups))
-        cell = np.arange(n_rows)[:, None] * n_groups + drawn
-        counted = np.bincount(cell.ravel(), minlength=n_rows * n_groups)
-        yield counted.reshape(n_rows, n_groups).astype(np.float64)
-
-
-def _jackknife_half_width(statistic: Statistic, n_groups: int) -> float:
-    """Half the 95 % t-interval from leaving out one group at a time.
-
-    For a mean over groups of equal size it is the textbook t-interval of the groups' means.
-    """
-    values = []
-    n_block = max(1, BLOCK_WEIGHTS // n_groups)
-    for start in range(0, n_groups, n_block):
-        weight_RG = np.ones((min(n_block, n_groups - start), n_groups))
-        row = np.arange(len(weight_RG))
-        weight_RG[row, start + row] = 0
+    estimate = float(statistic(np.ones((1, groups.n_groups)))[0])
+    stratum_G = groups.strata(stratify=settings.stratify)
+    values, n_short = [], 0
+    blocks = resample_weights(
+        groups.n_groups,
+        n_resamples=settings.n_resamples if np.isfinite(estimate) else 0,
+        seed=settings.seed,
+        stratum_G=stratum_G,
+    )
+    for weight_RG in blocks:
         values.append(statistic(weight_RG))
-    value_G = np.concatenate(values)
-    deviation = np.sqrt((n_groups - 1) * value_G.var())
-    return float(stdtrit(n_groups - 1, (1 + CONFIDENCE) / 2) * deviation)
+        if groups.count_GC is not None:
+            n_short += int(((weight_RG @ groups.count_GC) == 0).any(axis=1).sum())
+    value_R = np.concatenate(values or [np.empty(0)])
+    value_R = value_R[np.isfinite(value_R)]
+    if not len(value_R):
+        msg = (
+            f"bootstrap: {name} needs to have a value on these rows; got {estimate}, and a value "
+            "on no resample of them. Test on rows with cases of every class."
+        )
+        raise ValueError(msg)
+    leave_out = [statistic(weight_RG) for weight_RG in leave_one_out_weights(groups.n_groups)]
+    distribution = BootstrapDistribution(
+        value_R=value_R,
+        estimate=estimate,
+        leave_out_G=np.concatenate(leave_out),
+        stratum_G=stratum_G,
+    )
+    return distribution, n_short
+
+
+def t_interval(
+    estimate: float,
+    leave_out_G: NDArray[np.float64],
+    confidence: float,
+    bounds: tuple[float, float],
+) -> tuple[float, float]:
+    """The t-interval from leaving out one group at a time, clipped to the range of the number.
+
+    For a mean over groups of equal size it is the textbook t-interval of the groups' means. Where
+    the number has no value without some group (the only one with a positive), nothing is known of
+    what that group does, and the interval is the whole range.
+    """
+    if not np.isfinite(leave_out_G).all():
+        return bounds
+    n_groups = len(leave_out_G)
+    deviation = np.sqrt((n_groups - 1) * leave_out_G.var())
+    half_width = float(stdtrit(n_groups - 1, (1 + confidence) / 2) * deviation)
+    return max(estimate - half_width, bounds[0]), min(estimate + half_width, bounds[1])
