@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from anlage.bags.store import Bag, read_bag
 from anlage.errors import AnlageError, BagError
-from anlage.probes.neighbours.knn import nearest
+from anlage.probes.neighbours.nearest import nearest
 from anlage.report.contents import Contents
 from anlage.report.pictures import jpeg_uri
 from anlage.slides.catalogue import Catalogue

@@ -2,62 +2,7 @@ import numpy as np
 import pytest
 from sklearn.neighbors import KNeighborsClassifier
 
-from anlage.probes.neighbours import knn
-from anlage.probes.neighbours.knn import knn_probe, nearest
-
-
-def brute_force(query, bank, k, *, exclude_own_row=False):
-    """Every pair in float64, sorted by (-similarity, row)."""
-    result = []
-    for i, q in enumerate(query.astype(np.float64)):
-        similarity = [
-            (-float(q @ b) / (np.linalg.norm(q) * np.linalg.norm(b)), j)
-            for j, b in enumerate(bank.astype(np.float64))
-            if not (exclude_own_row and i == j)
-        ]
-        result.append([j for _, j in sorted(similarity)[:k]])
-    return np.array(result)
-
-
-@pytest.mark.parametrize("k", [1, 3, 40])
-def test_nearest_is_brute_force(generator, k) -> None:
-    query, bank = generator.normal(size=(13, 8)), generator.normal(size=(40, 8))
-    index, similarity = nearest(query, bank, k=k)
-    np.testing.assert_array_equal(index, brute_force(query, bank, k))
-    assert (np.diff(similarity, axis=1) <= 0).all()
-    assert index.dtype == np.int64
-    assert similarity.dtype == np.float32
-
-
-def test_blocks_change_nothing(generator, monkeypatch) -> None:
-    bank = generator.integers(-2, 3, size=(60, 5)).astype(float)  # many equal similarities
-    bank[7] = 0
-    whole = nearest(bank, bank, k=6, exclude_own_row=True)
-    monkeypatch.setattr(knn, "BLOCK_BYTES", 4 * 60 * 7)
-    blocks = nearest(bank, bank, k=6, exclude_own_row=True)
-    np.testing.assert_allclose(whole[1], blocks[1], atol=1e-6)
-    assert not (blocks[0] == np.arange(60)[:, None]).any()
-
-
-def test_own_row_is_left_out_in_every_block(generator, monkeypatch) -> None:
-    bank = generator.normal(size=(50, 6))
-    monkeypatch.setattr(knn, "BLOCK_BYTES", 4 * 50 * 8)
-    index, _ = nearest(bank, bank, k=4, exclude_own_row=True)
-    np.testing.assert_array_equal(index, brute_force(bank, bank, 4, exclude_own_row=True))
-    assert (nearest(bank, bank, k=1)[0][:, 0] == np.arange(50)).all()
-
-
-def test_equal_similarities_go_to_the_lower_row() -> None:
-    bank = np.tile([[1.0, 0.0]], (9, 1))
-    bank[4] = [0.0, 1.0]
-    index, similarity = nearest(np.array([[2.0, 0.0]]), bank, k=5)
-    assert index.tolist() == [[0, 1, 2, 3, 5]]
-    assert similarity.tolist() == [[1.0] * 5]
-
-
-def test_huge_and_zero_rows_are_compared() -> None:
-    _, similarity = nearest(np.array([[3e38, 3e38], [0, 0]]), np.array([[1.0, 1.0]]), k=1)
-    np.testing.assert_allclose(similarity[:, 0], [1, 0], atol=1e-6)
+from anlage.probes.neighbours.knn import knn_probe, knn_probes
 
 
 def test_probe_is_scikit_learns_where_no_vote_is_tied(generator) -> None:
@@ -71,6 +16,99 @@ def test_probe_is_scikit_learns_where_no_vote_is_tied(generator) -> None:
     prediction = knn_probe(train, label, test, k=7)
     np.testing.assert_array_equal(prediction.label_N, expected.predict(unit_test))
     np.testing.assert_allclose(prediction.score_NC, expected.predict_proba(unit_test), atol=1e-7)
+
+
+def dino_votes(train, code, test, *, k, n_classes):
+    """DINO's eval_knn in plain numpy: unit rows, votes of exp(similarity / 0.07)."""
+    train, test = (side / np.linalg.norm(side, axis=1, keepdims=True) for side in (train, test))
+    result = np.zeros((len(test), n_classes))
+    for i, row in enumerate(test @ train.T):
+        for j in np.argsort(-row, kind="stable")[:k]:
+            result[i, code[j]] += np.exp(row[j] / 0.07)
+    return result / result.sum(axis=1, keepdims=True)
+
+
+@pytest.mark.parametrize("k", [1, 20])
+def test_softmax_votes_without_centring_are_dinos(generator, k) -> None:
+    train, test = generator.normal(1, 1, size=(90, 6)), generator.normal(1, 1, size=(30, 6))
+    code = generator.integers(0, 4, 90)
+    prediction = knn_probe(train, code, test, k=k, centre=False, vote="softmax")
+    expected = dino_votes(train, code, test, k=k, n_classes=4)
+    np.testing.assert_allclose(prediction.score_NC, expected, rtol=1e-4, atol=1e-8)
+    np.testing.assert_array_equal(prediction.label_N, expected.argmax(axis=1))
+
+
+def test_a_small_temperature_trusts_the_nearest(generator) -> None:
+    train, code = generator.normal(size=(60, 4)), generator.integers(0, 3, 60)
+    sharp = knn_probe(train, code, train, k=30, vote="softmax", temperature=1e-4)
+    np.testing.assert_array_equal(sharp.label_N, code)  # each row is its own nearest
+    assert np.isfinite(sharp.score_NC).all()
+
+
+def test_several_k_are_each_alone(generator) -> None:
+    train, test = generator.normal(size=(80, 5)), generator.normal(size=(20, 5))
+    code = generator.integers(0, 3, 80)
+    for vote in ("majority", "softmax"):
+        together = knn_probes(train, code, test, ks=(20, 1, 5), vote=vote)
+        assert sorted(together) == [1, 5, 20]
+        for k, prediction in together.items():
+            alone = knn_probe(train, code, test, k=k, vote=vote)
+            np.testing.assert_array_equal(prediction.label_N, alone.label_N)
+            np.testing.assert_array_equal(prediction.score_NC, alone.score_NC)
+
+
+def test_standardising_is_done_by_hand(generator) -> None:
+    train = generator.normal(size=(70, 4)) * [1, 100, 1, 1] + [5, 0, 0.1, 0]
+    train[:, 2] = 0.1
+    test, code = train[:20] + generator.normal(size=(20, 4)), generator.integers(0, 2, 70)
+    deviation = np.array([1 if i == 2 else train[:, i].std() for i in range(4)])
+    scaled = [(side - train.mean(axis=0)) / deviation for side in (train, test)]
+    ours = knn_probe(train, code, test, k=7, standardise=True)
+    theirs = knn_probe(scaled[0], code, scaled[1], k=7, centre=False)
+    np.testing.assert_array_equal(ours.label_N, theirs.label_N)
+    assert (ours.label_N != knn_probe(train, code, test, k=7).label_N).any()
+
+
+def test_nobody_votes_for_their_own_row_or_patient(generator) -> None:
+    """Labels are a patient's own: leaving the patient out leaves chance."""
+    patient = np.repeat(np.arange(12), 10)
+    train = generator.normal(size=(12, 16))[patient] + 0.1 * generator.normal(size=(120, 16))
+    label = np.array(["a", "b"] * 6)[patient]
+    own = knn_probe(train, label, train, k=1)
+    other_rows = knn_probe(train, label, train, k=5, exclude_own_row=True)
+    others = knn_probe(train, label, train, k=5, train_group_M=patient, test_group_Q=patient)
+    assert (own.label_N == label).all()
+    assert (other_rows.label_N == label).all()
+    assert (others.label_N != label).sum() > 20
+
+
+def test_real_tiles_are_classified_as_scikit_learn_does(shared_data) -> None:
+    file = np.load(shared_data / "embeddings" / "kather2016_texture" / "best3_49.npz")
+    row = np.random.default_rng(0).permutation(len(file["y"]))
+    train, test = file["X"][row[:1500]], file["X"][row[1500:2000]]
+    label, truth = file["y"][row[:1500]], file["y"][row[1500:2000]]
+    unit_train, unit_test = train - train.mean(0), test - train.mean(0)
+    unit_train /= np.linalg.norm(unit_train, axis=1, keepdims=True)
+    unit_test /= np.linalg.norm(unit_test, axis=1, keepdims=True)
+    for k, prediction in knn_probes(train, label, test, ks=(1, 20)).items():
+        expected = KNeighborsClassifier(k).fit(unit_train, label)
+        share = expected.predict_proba(unit_test)
+        np.testing.assert_allclose(prediction.score_NC, share, atol=1e-7)
+        is_clear = np.sort(share, axis=1)[:, -1] > np.sort(share, axis=1)[:, -2]
+        np.testing.assert_array_equal(
+            prediction.label_N[is_clear], expected.predict(unit_test)[is_clear]
+        )
+        assert (prediction.label_N == truth).mean() > 0.6
+
+
+@pytest.mark.gpu
+def test_cuda_votes_the_same(generator) -> None:
+    train, test = generator.normal(size=(3000, 40)), generator.normal(size=(200, 40))
+    code = generator.integers(0, 3, 3000)
+    for settings in ({}, {"centre": False, "vote": "softmax"}, {"standardise": True}):
+        ours = knn_probe(train, code, test, **settings)
+        theirs = knn_probe(train, code, test, device="cuda", **settings)
+        np.testing.assert_allclose(ours.score_NC, theirs.score_NC, atol=1e-4)
 
 
 def test_a_tied_vote_goes_to_the_more_similar_class_then_to_the_first() -> None:
@@ -95,6 +133,15 @@ def test_labels_may_be_words_and_come_back_as_they_were() -> None:
     [
         ({"k": 4}, r"k needs to be 1 to 3.*got 4.*fewer neighbours"),
         ({"k": 0}, "k needs to be 1 to 3"),
+        (
+            {"k": 3, "test_QD": np.eye(2)[[0, 1, 0]], "exclude_own_row": True},
+            "k needs to be 1 to 2",
+        ),
+        ({"vote": "weighted"}, r"vote needs to be one of \('majority', 'softmax'\)"),
+        ({"temperature": 0}, "temperature needs to be above 0; got 0"),
+        ({"standardise": True, "centre": False}, "standardise needs centre"),
+        ({"train_group_M": [1, 2, 3]}, "groups of both sides; got one"),
+        ({"train_MD": np.ones((3, 2))}, "a feature that varies; got 3 equal rows"),
         ({"train_label_M": [0, 0, 0]}, "two classes or more.*got only"),
         ({"train_label_M": [0, 1]}, "one value for each of 3 rows"),
         ({"train_label_M": [0, 1, np.nan]}, "a value in each row.*first is row 2"),
@@ -113,15 +160,10 @@ def test_probe_refuses(change, match) -> None:
         "test_QD": [[1.0, 1]],
         "k": 1,
     } | change
-    k = given.pop("k")
     with pytest.raises(ValueError, match=match):
-        knn_probe(*given.values(), k=k)
+        knn_probe(**given)
 
 
-def test_nearest_refuses() -> None:
-    with pytest.raises(ValueError, match="k needs to be 1 to 2"):
-        nearest(np.eye(3), np.eye(3), k=3, exclude_own_row=True)
-    with pytest.raises(ValueError, match="the bank itself as the query"):
-        nearest(np.eye(3)[:2], np.eye(3), k=1, exclude_own_row=True)
-    with pytest.raises(ValueError, match="one width"):
-        nearest(np.eye(3), np.eye(4), k=1)
+def test_probes_refuse_no_k() -> None:
+    with pytest.raises(ValueError, match="a number of neighbours; got none"):
+        knn_probes(np.eye(3), [0, 1, 1], np.eye(3), ks=())

@@ -1,149 +1,173 @@
-"""Nearest neighbours by cosine similarity, and the probe that lets them vote."""
+"""The probe that lets nearest neighbours vote."""
 
-# Shape suffixes: Q queries, M rows of the bank, K neighbours, D embedding width, C classes.
+# Shape suffixes: Q queries (test rows), M train rows, K neighbours, D embedding width, C classes.
 
 from __future__ import annotations
 
-import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from collections.abc import Mapping, Sequence
+from typing import Literal, get_args
 
-from anlage.probes.checks import embedding_tensor, finite_embeddings, same_width, train_side
+import torch
+
+from anlage.probes.checks import Rows, embedding_tensor, same_width, train_side
+from anlage.probes.neighbours.nearest import check_search, refused_pairs, search_units
+from anlage.probes.neighbours.unit_rows import deviation_row, mean_row, unit_rows
+from anlage.probes.neighbours.votes import majority, weighted
 from anlage.probes.prediction import Prediction
 
-BLOCK_BYTES = 64 * 2**20
-
-
-def nearest(
-    query_QD: ArrayLike, bank_MD: ArrayLike, *, k: int, exclude_own_row: bool = False
-) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """The k rows of a bank most similar to each query, exactly, most similar first.
-
-    Cosine similarity in float32; equal similarities go to the lower row. Similarities are
-    computed for a block of queries at a time, so that no more than 64 MiB of them exist (or one
-    query's row, if that is larger).
-
-    Args:
-        query_QD: (Q, D) embeddings, finite, need not be normalised. A zero row is similar to
-            nothing (0).
-        bank_MD: (M, D) embeddings.
-        k: Neighbours of each query, 1 to M (to M - 1 with ``exclude_own_row``).
-        exclude_own_row: The query is the bank itself, and no row is its own neighbour.
-
-    Returns:
-        index_QK: (Q, K) int64 rows of the bank.
-        similarity_QK: (Q, K) float32 cosine similarities, -1 to 1, falling along each row.
-
-    Raises:
-        ValueError: If an array is unusable, widths differ or k is out of range.
-    """
-    query = finite_embeddings("nearest", "query", query_QD)
-    bank = finite_embeddings("nearest", "bank", bank_MD)
-    _check_pair(query, bank, k=k, exclude_own_row=exclude_own_row)
-    query, bank = _unit_rows(query), _unit_rows(bank)
-    index = np.empty((len(query), k), dtype=np.int64)
-    similarity = np.empty((len(query), k), dtype=np.float32)
-    n_block = max(1, BLOCK_BYTES // (bank.itemsize * len(bank)))
-    for start in range(0, len(query), n_block):
-        block_QM = query[start : start + n_block] @ bank.T
-        if exclude_own_row:
-            row = np.arange(len(block_QM))
-            block_QM[row, start + row] = -np.inf
-        rows = slice(start, start + len(block_QM))
-        index[rows] = _largest(block_QM, k)
-        similarity[rows] = np.take_along_axis(block_QM, index[rows], axis=1)
-    return index, similarity.clip(-1, 1)
+Vote = Literal["majority", "softmax"]
 
 
 def knn_probe(
-    train_MD: ArrayLike,
-    train_label_M: ArrayLike,
-    test_QD: ArrayLike,
+    train_MD: Rows,
+    train_label_M: Rows,
+    test_QD: Rows,
     *,
     k: int = 20,
+    centre: bool = True,
     standardise: bool = False,
+    vote: Vote = "majority",
+    temperature: float = 0.07,
+    exclude_own_row: bool = False,
+    train_group_M: Rows | None = None,
+    test_group_Q: Rows | None = None,
+    device: torch.device | str | None = None,
 ) -> Prediction:
-    """Class of each test row by majority vote of its k nearest train rows.
+    """Class of each test row by a vote of its k nearest train rows, by cosine similarity.
 
-    Both sides are centred with the train mean and L2-normalised, so that Euclidean and cosine
-    neighbours agree. Votes are not weighted. A tie between classes goes to the class whose
-    neighbours are more similar in sum, then to the class that sorts first.
+    As given it is UNI's: both sides are centred with the train mean and L2-normalised, and k = 20
+    (theirs also 1) neighbours have a vote each. ``centre=False, vote="softmax"`` is DINO's and
+    DINOv2's: L2-normalised only, votes weigh exp(similarity / 0.07).
 
     Args:
         train_MD: (M, D) embeddings of the train side.
         train_label_M: (M,) their labels, strings or integers.
         test_QD: (Q, D) embeddings of the test side.
-        k: Neighbours that vote, 1 to M.
-        standardise: Divide each feature by its deviation on the train side after centring, for
-            features of unlike units (a constant one is only centred).
+        k: Neighbours that vote, 1 to M; fewer where rows are excluded.
+        centre: Subtract the train mean, summed in float64, from both sides.
+        standardise: Divide each feature by its deviation on the train side as well, for features
+            of unlike units (a constant one is only centred). Needs ``centre``.
+        vote: ``majority`` for equal votes; a tie goes to the class whose neighbours are more
+            similar in sum, then to the class that sorts first. ``softmax`` for weighted ones.
+        temperature: Of the softmax, above 0.
+        exclude_own_row: The test side is the train side, and no row votes for itself. The mean is
+            of all rows.
+        train_group_M: (M,) groups (patients) of the train side.
+        test_group_Q: (Q,) groups of the test side; nobody votes for a row of their own group.
+        device: Where to compute; by default where the train side is.
 
     Returns:
         Predicted labels and shares of the votes.
 
     Raises:
-        ValueError: If an array is unusable, the train side has one class, or k is larger than it.
+        ValueError: If an array is unusable, the train side has one class, k is more than the rows
+            that may vote, or a setting is out of range.
 
-    Source: Chen et al. 2024, UNI, arXiv:2308.15474 (centring, L2, k = 20). Theirs gives ties to
-    the class that sorts first.
+    Source: Chen et al. 2024, UNI, arXiv:2308.15474, and its code (scikit-learn's classifier, which
+    gives ties to the class that sorts first). Caron et al. 2021, DINO, arXiv:2104.14294, eval_knn;
+    Oquab et al. 2024, DINOv2, arXiv:2304.07193, eval/knn: k = 10, 20, 100, 200.
     """
-    train_tensor, class_C, code_tensor = train_side("knn_probe", train_MD, train_label_M)
-    test_tensor = embedding_tensor("knn_probe", "test", test_QD)
-    same_width("knn_probe", train_tensor, test_tensor)
-    train, test, code_M = train_tensor.numpy(), test_tensor.numpy(), code_tensor.numpy()
-    mean_D = train.mean(axis=0, dtype=np.float64)
-    scale_D = train.std(axis=0, dtype=np.float64) if standardise else np.ones_like(mean_D)
-    scale_D[scale_D == 0] = 1
-    index_QK, similarity_QK = nearest((test - mean_D) / scale_D, (train - mean_D) / scale_D, k=k)
-
-    shape = (len(test), len(class_C))
-    cell_QK = np.arange(len(test))[:, None] * len(class_C) + code_M[index_QK]
-    n_cells = shape[0] * shape[1]
-    vote_QC = np.bincount(cell_QK.ravel(), minlength=n_cells).reshape(shape)
-    sum_QC = np.bincount(cell_QK.ravel(), weights=similarity_QK.ravel(), minlength=n_cells).reshape(
-        shape
+    predictions = knn_probes(
+        train_MD,
+        train_label_M,
+        test_QD,
+        ks=(k,),
+        centre=centre,
+        standardise=standardise,
+        vote=vote,
+        temperature=temperature,
+        exclude_own_row=exclude_own_row,
+        train_group_M=train_group_M,
+        test_group_Q=test_group_Q,
+        device=device,
     )
-    is_tied_QC = vote_QC == vote_QC.max(axis=1, keepdims=True)
-    winner_Q = np.where(is_tied_QC, sum_QC, -np.inf).argmax(axis=1)
-    return Prediction(label_N=class_C[winner_Q], score_NC=vote_QC / k, class_C=class_C)
+    return predictions[k]
 
 
-def _check_pair(
-    query: NDArray[np.float32], bank: NDArray[np.float32], *, k: int, exclude_own_row: bool
+def knn_probes(
+    train_MD: Rows,
+    train_label_M: Rows,
+    test_QD: Rows,
+    *,
+    ks: Sequence[int],
+    centre: bool = True,
+    standardise: bool = False,
+    vote: Vote = "majority",
+    temperature: float = 0.07,
+    exclude_own_row: bool = False,
+    train_group_M: Rows | None = None,
+    test_group_Q: Rows | None = None,
+    device: torch.device | str | None = None,
+) -> Mapping[int, Prediction]:
+    """``knn_probe`` for several numbers of neighbours, from one search for the largest.
+
+    Args:
+        train_MD: As in ``knn_probe``, and so are all arguments but ``ks``.
+        train_label_M: (M,) labels.
+        test_QD: (Q, D) embeddings.
+        ks: Numbers of neighbours, one or more.
+        centre: Subtract the train mean.
+        standardise: Divide by deviations.
+        vote: Equal or weighted votes.
+        temperature: Of weighted votes.
+        exclude_own_row: Leave-one-out.
+        train_group_M: (M,) groups.
+        test_group_Q: (Q,) groups.
+        device: Where to compute.
+
+    Returns:
+        The prediction of each k.
+
+    Raises:
+        ValueError: As ``knn_probe``, or if there is no k.
+    """
+    who = "knn_probe"
+    train, class_C, code_M = train_side(who, train_MD, train_label_M, device=device)
+    test = embedding_tensor(who, "test", test_QD, device=train.device)
+    same_width(who, train, test)
+    _refuse_settings(ks, centre=centre, standardise=standardise, vote=vote, temperature=temperature)
+    pairs = refused_pairs(
+        who,
+        n_rows=(len(test), len(train)),
+        exclude_own_row=exclude_own_row,
+        groups=(test_group_Q, train_group_M),
+    )
+    for k in ks:
+        check_search(who, test, train, k=k, codes=pairs)
+
+    mean_D = mean_row(train) if centre else None
+    scale_D = deviation_row(train, mean_D) if standardise and mean_D is not None else None
+    index_QK, similarity_QK = search_units(
+        unit_rows(test, mean_D=mean_D, scale_D=scale_D),
+        unit_rows(train, mean_D=mean_D, scale_D=scale_D),
+        k=max(ks),
+        codes=pairs,
+    )
+    code_QK = code_M.cpu().numpy()[index_QK]
+    n_classes = len(class_C)
+    result = {}
+    for k in ks:
+        nearby = code_QK[:, :k], similarity_QK[:, :k]
+        if vote == "majority":
+            share_QC, winner_Q = majority(*nearby, n_classes=n_classes)
+        else:
+            share_QC, winner_Q = weighted(*nearby, n_classes=n_classes, temperature=temperature)
+        result[k] = Prediction(label_N=class_C[winner_Q], score_NC=share_QC, class_C=class_C)
+    return result
+
+
+def _refuse_settings(
+    ks: Sequence[int], *, centre: bool, standardise: bool, vote: str, temperature: float
 ) -> None:
-    if query.shape[1] != bank.shape[1]:
-        msg = (
-            f"nearest: query and bank need embeddings of one width; got {query.shape[1]} and "
-            f"{bank.shape[1]}. Embed both with the same encoder and pooling."
-        )
+    if not ks:
+        msg = "knn_probe: ks needs a number of neighbours; got none. Give one, such as 20."
         raise ValueError(msg)
-    if exclude_own_row and len(query) != len(bank):
-        msg = (
-            "nearest: exclude_own_row needs the bank itself as the query; got "
-            f"{len(query)} queries and {len(bank)} bank rows. Leave exclude_own_row out."
-        )
+    if standardise and not centre:
+        msg = "knn_probe: standardise needs centre; got centre=False. Leave centre out."
         raise ValueError(msg)
-    largest = len(bank) - exclude_own_row
-    if not 1 <= k <= largest:
-        msg = (
-            f"nearest: k needs to be 1 to {largest}, the rows to choose from; got {k}. "
-            "Ask for fewer neighbours or give a larger bank (train side)."
-        )
+    if vote not in get_args(Vote):
+        msg = f"knn_probe: vote needs to be one of {get_args(Vote)}; got {vote!r}. Choose one."
         raise ValueError(msg)
-
-
-def _unit_rows(array: NDArray[np.float32]) -> NDArray[np.float32]:
-    tiny = np.finfo(np.float32).tiny
-    scaled = array / np.abs(array).max(axis=1, keepdims=True).clip(tiny)  # squares cannot overflow
-    length = np.linalg.norm(scaled, axis=1, keepdims=True).clip(tiny)
-    return np.asarray(scaled / length, dtype=np.float32)
-
-
-def _largest(value_QM: NDArray[np.float32], k: int) -> NDArray[np.int64]:
-    """Columns of the k largest values of each row, largest first, equal ones by column."""
-    n_columns = value_QM.shape[1]
-    chosen = np.argpartition(value_QM, n_columns - k, axis=1)[:, n_columns - k :]
-    chosen.sort(axis=1)
-    smallest_Q = np.take_along_axis(value_QM, chosen, axis=1).min(axis=1, keepdims=True)
-    for row in np.flatnonzero((value_QM >= smallest_Q).sum(axis=1) > k):  # a tie at the k-th place
-        chosen[row] = np.sort(np.argsort(-value_QM[row], kind="stable")[:k])
-    order = np.argsort(-np.take_along_axis(value_QM, chosen, axis=1), axis=1, kind="stable")
-    return np.take_along_axis(chosen, order, axis=1)
+    if not 0 < temperature < float("inf"):
+        msg = f"knn_probe: temperature needs to be above 0; got {temperature}. Theirs is 0.07."
+        raise ValueError(msg)

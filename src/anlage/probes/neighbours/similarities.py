@@ -1,0 +1,89 @@
+"""Blocks of similarities by whichever matrix product is fast on this machine."""
+
+# Shape suffixes: Q queries of a block, S rows of a slab of the bank, D embedding width.
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+from torch import Tensor
+
+N_TRIES = 2
+FEWEST_PRODUCTS = 8
+
+
+class Similarities:
+    """Products of query blocks and bank slabs, each written into the same memory.
+
+    On a CPU the first four products are done by torch's and NumPy's BLAS in turn, and the rest by
+    the faster: which one that is depends on the processor, by a factor of up to 1.4. They differ
+    in the last bits, so a caller may rely on no more than ``float32_error``.
+    """
+
+    def __init__(self, device: torch.device, *, n_values: int, n_products: int) -> None:
+        self._memory = torch.empty(n_values, device=device)
+        self._seconds: dict[Callable[..., None], list[float]] = {_by_torch: []}
+        if device.type == "cpu" and n_products >= FEWEST_PRODUCTS:
+            self._seconds[_by_numpy] = []
+
+    def of(self, query_QD: Tensor, bank_SD: Tensor) -> Tensor:
+        """(Q, S) float32 products of all pairs; the next call overwrites them."""
+        shape = len(query_QD), len(bank_SD)
+        out_QS = self._memory[: shape[0] * shape[1]].view(shape)
+        product = self._fastest()
+        started = time.perf_counter()
+        product(query_QD, bank_SD, out_QS)
+        if len(self._seconds) > 1:
+            self._seconds[product].append((time.perf_counter() - started) / out_QS.numel())
+        return out_QS
+
+    def _fastest(self) -> Callable[..., None]:
+        untried = [way for way, seconds in self._seconds.items() if len(seconds) < N_TRIES]
+        if untried:
+            return min(untried, key=lambda way: len(self._seconds[way]))
+        return min(self._seconds, key=lambda way: min(self._seconds[way]))
+
+
+def float32_error(width: int) -> float:
+    """Largest error of a float32 dot product of two rows of length 1, in any order of summation.
+
+    Source: Higham 2002, Accuracy and stability of numerical algorithms, section 3.1:
+    n u / (1 - n u) times the sum of absolute products, here 1 (a little more on the grid).
+    """
+    relative = (width + 1) * 2.0**-24
+    return 1.01 * relative / (1 - relative)
+
+
+@contextmanager
+def plain_float32(device: torch.device) -> Iterator[None]:
+    """Matrix products in float32 proper (no TF32, no bfloat16, no autocast), on equal threads."""
+    backends = (
+        torch.backends.cuda.matmul,
+        torch.backends.mkldnn.matmul,  # type: ignore[attr-defined]
+    )
+    before = [backend.fp32_precision for backend in backends]
+    try:
+        for backend in backends:
+            backend.fp32_precision = "ieee"
+        with (
+            torch.autocast(device.type, enabled=False),
+            threadpool_limits(torch.get_num_threads(), user_api="blas"),
+            torch.no_grad(),
+        ):
+            yield
+    finally:
+        for backend, precision in zip(backends, before, strict=True):
+            backend.fp32_precision = precision
+
+
+def _by_torch(query_QD: Tensor, bank_SD: Tensor, out_QS: Tensor) -> None:
+    torch.mm(query_QD, bank_SD.T, out=out_QS)
+
+
+def _by_numpy(query_QD: Tensor, bank_SD: Tensor, out_QS: Tensor) -> None:
+    np.matmul(query_QD.numpy(), bank_SD.numpy().T, out=out_QS.numpy())
