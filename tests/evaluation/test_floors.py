@@ -11,7 +11,7 @@ from anlage.evaluation.tile_pixels import read_tile_file
 from anlage.probes.linear.logistic import linear_probe
 from anlage.probes.metrics.counts import balanced_accuracy
 from anlage.probes.neighbours.knn import knn_probe
-from anlage.probes.splits.grouped import given_folds
+from anlage.probes.splits.fixed import given_folds
 
 
 @pytest.fixture

@@ -34,7 +34,7 @@ from anlage.evaluation.result import (
 )
 from anlage.evaluation.scoring import Predictions, comparisons_of, predict, scores_of
 from anlage.files import replace_whole
-from anlage.probes.splits.grouped import Split
+from anlage.probes.splits.split import Split
 from anlage.probes.unsupervised import rankme
 from anlage.provenance import git_commit, versions
 

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from anlage.errors import LabelledDataError
-from anlage.probes.splits.grouped import groups_on_two_sides
+from anlage.probes.splits.split import groups_on_two_sides
 from anlage.provenance import sha256_of_json
 
 GROUP_COLUMNS = ("patient_id", "case", "group")

@@ -9,13 +9,9 @@ import numpy as np
 
 from anlage.errors import LabelledDataError
 from anlage.evaluation.labelled_tiles import LabelledTiles
-from anlage.probes.splits.grouped import (
-    Split,
-    given_folds,
-    grouped_folds,
-    leave_one_group_out,
-    train_test,
-)
+from anlage.probes.splits.fixed import given_folds, leave_one_group_out, train_test
+from anlage.probes.splits.grouped import grouped_folds
+from anlage.probes.splits.split import Split
 
 Protocol = Literal["auto", "leave-one-group-out", "folds", "grouped-folds", "train-test"]
 MOST_GROUPS_LEFT_OUT_SINGLY = 100
@@ -71,7 +67,13 @@ def _splits(tiles: LabelledTiles, protocol: Protocol, seed: int) -> list[Split]:
         return leave_one_group_out(tiles.group_N)
     if protocol == "grouped-folds":
         n_folds = min(N_FOLDS, len(np.unique(tiles.group_N)))
-        return grouped_folds(tiles.label_N, tiles.group_N, n_folds=n_folds, seed=seed)
+        return grouped_folds(
+            tiles.label_N,
+            tiles.group_N,
+            n_folds=n_folds,
+            seed=seed,
+            fewest_groups=1,  # a class of one case is told of in the notes
+        )
     if protocol == "folds" and tiles.fold_N is not None:
         return given_folds(tiles.fold_N, tiles.group_N)
     if protocol == "train-test" and tiles.side_N is not None:

@@ -17,7 +17,7 @@ from anlage.probes.linear.logistic import linear_probe
 from anlage.probes.metrics.classification import BALANCED_ACCURACY
 from anlage.probes.metrics.counts import accuracy, group_counts
 from anlage.probes.neighbours.knn import knn_probe
-from anlage.probes.splits.grouped import Split
+from anlage.probes.splits.split import Split
 from anlage.probes.uncertainty.bootstrap import cluster_bootstrap
 from anlage.probes.uncertainty.paired import paired_bootstrap
 from anlage.progress import meter

@@ -1,139 +1,217 @@
-"""Splits into train and test sides that never cut a group (case, patient) in two."""
+"""Folds and sides of whole groups (patients) drawn by seed, with the classes spread over them."""
 
-# Shape suffixes: N tiles.
+# Shape suffixes: N rows (tiles), G groups, C classes, K folds or sides.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from sklearn.model_selection import StratifiedGroupKFold
 
 from anlage.probes.checks import labels_of
+from anlage.probes.splits.dealing import deal
+from anlage.probes.splits.fixed import one_split_a_value
+from anlage.probes.splits.split import Split
 
-
-@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class Split:
-    """One division into a train and a test side.
-
-    Attributes:
-        name: The group left out, the fold, or ``test``.
-        train: Rows of the train side, rising int64.
-        test: Rows of the test side, rising int64.
-    """
-
-    name: str
-    train: NDArray[np.int64]
-    test: NDArray[np.int64]
-
-
-def leave_one_group_out(group_N: ArrayLike) -> list[Split]:
-    """One split a group, in sorted order: that group is the test side, all others train.
-
-    Raises:
-        ValueError: If there are fewer than two groups.
-    """
-    group = _values("leave_one_group_out", "groups", group_N)
-    return _one_split_a_value("leave_one_group_out", group)
-
-
-def given_folds(fold_N: ArrayLike, group_N: ArrayLike) -> list[Split]:
-    """One split a fold, in sorted order: that fold is the test side, all others train.
-
-    Raises:
-        ValueError: If there are fewer than two folds or a group is in two of them.
-    """
-    fold = _values("given_folds", "folds", fold_N)
-    _refuse_cut_groups("given_folds", group_N, fold)
-    return _one_split_a_value("given_folds", fold)
-
-
-def train_test(side_N: ArrayLike, group_N: ArrayLike) -> list[Split]:
-    """The one split that a ``train`` / ``test`` column names; rows of another value stay out.
-
-    Raises:
-        ValueError: If a side is empty or a group is on two sides.
-    """
-    side = _values("train_test", "sides", side_N)
-    _refuse_cut_groups("train_test", group_N, side)
-    train, test = np.flatnonzero(side == "train"), np.flatnonzero(side == "test")
-    if not (len(train) and len(test)):
-        msg = (
-            "train_test: needs rows marked 'train' and rows marked 'test'; got "
-            f"{len(train)} and {len(test)}, values {sorted(set(side.tolist()))}. Rename the values."
-        )
-        raise ValueError(msg)
-    return [Split(name="test", train=train, test=test)]
+MOST_STARTS = 5
+UNITS_DEALT_IN_ALL = 500  # above, one start comes out as even
 
 
 def grouped_folds(
-    label_N: ArrayLike, group_N: ArrayLike, *, n_folds: int, seed: int = 0
+    label_N: ArrayLike,
+    group_N: ArrayLike,
+    *,
+    n_folds: int,
+    seed: int = 0,
+    fewest_groups: int = 2,
 ) -> list[Split]:
     """Folds made of whole groups, with the classes spread over them as evenly as groups allow.
 
+    Made even are the groups and the rows of each class, and groups and rows in all, all counting
+    the same. Before that, no fold lacks a class that has groups enough. Folds follow from the
+    sorted names of the groups, their labels and the seed, not from the order of rows.
+
     Args:
-        label_N: (N,) labels.
+        label_N: (N,) classes; a group may have several. Give bins of a continuous label, or one
+            value throughout where nothing is to be spread.
         group_N: (N,) groups.
         n_folds: Folds, 2 to the number of groups.
         seed: Of the order in which groups are dealt out.
+        fewest_groups: Groups a class needs. A class of one group is tested without having been
+            trained on; 1 accepts that.
+
+    Returns:
+        Splits named ``0`` to ``n_folds - 1``; each row is tested once.
 
     Raises:
-        ValueError: If there are fewer groups than folds.
+        ValueError: If there are fewer groups than folds, or a class has too few groups.
     """
-    group = _values("grouped_folds", "groups", group_N)
-    label = labels_of("grouped_folds", "labels", label_N, n_rows=len(group))
+    who = "grouped_folds"
+    return _folds(
+        who, label_N, group_N, n_folds=n_folds, seed=(seed, 0), fewest_groups=fewest_groups
+    )
+
+
+def repeated_grouped_folds(
+    label_N: ArrayLike,
+    group_N: ArrayLike,
+    *,
+    n_folds: int,
+    n_repeats: int,
+    seed: int = 0,
+    fewest_groups: int = 2,
+) -> list[list[Split]]:
+    """``grouped_folds`` dealt several times; the first is that of the same seed.
+
+    Returns:
+        One list of splits a repeat, named ``repeat 0 fold 0`` and so on. Scores of two repeats
+        share all patients: they say how much the split matters, not how sure a score is.
+
+    Raises:
+        ValueError: If there is no repeat, or as in ``grouped_folds``.
+    """
+    who = "repeated_grouped_folds"
+    if n_repeats < 1:
+        msg = f"{who}: needs n_repeats >= 1; got {n_repeats}. Ask for one or more."
+        raise ValueError(msg)
+    repeats = [
+        _folds(
+            who, label_N, group_N, n_folds=n_folds, seed=(seed, repeat), fewest_groups=fewest_groups
+        )
+        for repeat in range(n_repeats)
+    ]
+    return [
+        [
+            Split(name=f"repeat {number} fold {split.name}", train=split.train, test=split.test)
+            for split in splits
+        ]
+        for number, splits in enumerate(repeats)
+    ]
+
+
+def train_validation_test(
+    label_N: ArrayLike,
+    group_N: ArrayLike,
+    *,
+    validation: float = 0.1,
+    test: float = 0.2,
+    seed: int = 0,
+    fewest_groups: int = 2,
+) -> Split:
+    """One division of whole groups by shares, with the classes spread over the sides.
+
+    Args:
+        label_N: (N,) classes.
+        group_N: (N,) groups.
+        validation: Share of the validation side, 0 to below 1; 0 leaves it empty.
+        test: Share of the test side, above 0; train gets what is left, which is above 0 too.
+        seed: Of the order in which groups are dealt out.
+        fewest_groups: Groups a class needs.
+
+    Returns:
+        The split, named ``test``.
+
+    Raises:
+        ValueError: If shares are no shares, or there are too few groups in all or in a class.
+    """
+    who = "train_validation_test"
+    train = 1 - validation - test
+    if not (train > 1e-9 and test > 0 and validation >= 0):
+        msg = (
+            f"{who}: needs test > 0, validation >= 0 and some train left; got test={test}, "
+            f"validation={validation}. Give shares of 1, such as 0.2 and 0.1."
+        )
+        raise ValueError(msg)
+    shares = [train, test, validation] if validation else [train, test]
+    label, group = checked_columns(who, label_N, group_N, fewest_groups=fewest_groups)
+    side = dealt_sides(who, label, group, shares=shares, seed=(seed, 0))
+    return Split(
+        name="test",
+        train=np.flatnonzero(side == 0),
+        test=np.flatnonzero(side == 1),
+        validation=np.flatnonzero(side == 2),
+    )
+
+
+def checked_columns(
+    who: str, label_N: ArrayLike, group_N: ArrayLike, *, fewest_groups: int
+) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Labels and groups, one a row, each class with groups enough.
+
+    Raises:
+        ValueError: If a column is unusable or a class has fewer than ``fewest_groups`` groups.
+    """
+    group = labels_of(who, "groups", group_N)
+    label = labels_of(who, "labels", label_N, n_rows=len(group))
+    for name in np.unique(label):
+        n_groups = len(np.unique(group[label == name]))
+        if n_groups < fewest_groups:
+            msg = (
+                f"{who}: each class needs {fewest_groups} groups (patients) or more, so that one "
+                f"can train while another tests; got {n_groups} of class {str(name)!r}. Add "
+                "patients, drop or merge the class, put a continuous label into bins, or accept "
+                f"a class that is not on each side with fewest_groups={n_groups}."
+            )
+            raise ValueError(msg)
+    return label, group
+
+
+def dealt_sides(
+    who: str,
+    label_N: NDArray[Any],
+    group_N: NDArray[Any],
+    *,
+    shares: list[float],
+    seed: tuple[int, int],
+) -> NDArray[np.int64]:
+    """Side of each row, 0 to K - 1: whole groups dealt so that classes fall by the shares.
+
+    Raises:
+        ValueError: If there are fewer groups than sides.
+    """
+    name_G, code_N = np.unique(group_N, return_inverse=True)
+    class_C, label_code_N = np.unique(label_N, return_inverse=True)
+    if len(name_G) < len(shares):
+        msg = (
+            f"{who}: needs a group (patient) or more for each of {len(shares)} sides; got "
+            f"{len(name_G)}. Add patients, or ask for fewer sides."
+        )
+        raise ValueError(msg)
+    rows_GC = np.zeros((len(name_G), len(class_C)))
+    np.add.at(rows_GC, (code_N, label_code_N), 1)
+    all_G1 = np.ones((len(name_G), 1))
+    columns_GQ = np.concatenate(
+        [rows_GC > 0, rows_GC, all_G1, rows_GC.sum(axis=1, keepdims=True)], axis=1
+    )
+    bin_G = deal(
+        columns_GQ / columns_GQ.sum(axis=0),
+        np.asarray(shares, dtype=np.float64),
+        np.random.default_rng(seed),
+        spreads_first=True,
+        n_starts=max(1, min(MOST_STARTS, UNITS_DEALT_IN_ALL // len(name_G))),
+    )
+    side_N: NDArray[np.int64] = bin_G[code_N]
+    return side_N
+
+
+def _folds(
+    who: str,
+    label_N: ArrayLike,
+    group_N: ArrayLike,
+    *,
+    n_folds: int,
+    seed: tuple[int, int],
+    fewest_groups: int,
+) -> list[Split]:
+    group = labels_of(who, "groups", group_N)
     n_groups = len(np.unique(group))
     if not 2 <= n_folds <= n_groups:
         msg = (
-            f"grouped_folds: n_folds needs to be 2 to {n_groups}, the number of groups; "
+            f"{who}: n_folds needs to be 2 to {n_groups}, the number of groups; "
             f"got {n_folds}. Ask for fewer folds."
         )
         raise ValueError(msg)
-    dealer = StratifiedGroupKFold(n_folds, shuffle=True, random_state=seed)
-    fold = np.empty(len(group), dtype=np.int64)
-    for number, (_, test) in enumerate(dealer.split(np.zeros((len(group), 1)), label, group)):
-        fold[test] = number
-    return given_folds(fold, group)
-
-
-def groups_on_two_sides(group_N: ArrayLike, side_N: ArrayLike) -> list[str]:
-    """Names of the groups whose tiles carry more than one side (fold); empty is as it should be."""
-    pairs = set(zip(np.asarray(group_N).tolist(), np.asarray(side_N).tolist(), strict=True))
-    seen: dict[Any, int] = {}
-    for group, _ in pairs:
-        seen[group] = seen.get(group, 0) + 1
-    return sorted(str(group) for group, count in seen.items() if count > 1)
-
-
-def _values(who: str, name: str, values: ArrayLike) -> NDArray[Any]:
-    array = np.asarray(values)
-    return labels_of(who, name, array, n_rows=array.size)
-
-
-def _refuse_cut_groups(who: str, group_N: ArrayLike, side: NDArray[Any]) -> None:
-    group = labels_of(who, "groups", group_N, n_rows=len(side))
-    cut = groups_on_two_sides(group, side)
-    if cut:
-        msg = (
-            f"{who}: a group needs to be on one side only; got {len(cut)} on two, such as "
-            f"{', '.join(cut[:3])}. Move all tiles of a group to the same fold or side."
-        )
-        raise ValueError(msg)
-
-
-def _one_split_a_value(who: str, value: NDArray[Any]) -> list[Split]:
-    names = np.unique(value)
-    if len(names) < 2:
-        msg = (
-            f"{who}: needs two different values or more, to test on one and train on the rest; "
-            f"got {names.tolist()}. Give tiles of more cases, or other folds."
-        )
-        raise ValueError(msg)
-    return [
-        Split(
-            name=str(name), train=np.flatnonzero(value != name), test=np.flatnonzero(value == name)
-        )
-        for name in names
-    ]
+    label, group = checked_columns(who, label_N, group, fewest_groups=fewest_groups)
+    fold = dealt_sides(who, label, group, shares=[1 / n_folds] * n_folds, seed=seed)
+    return one_split_a_value(who, fold)
