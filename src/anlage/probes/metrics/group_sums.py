@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
-BLOCK_CELLS = 2**19
+BLOCK_CELLS = 2**18
 
 
 class GroupSums:
@@ -47,7 +47,7 @@ class GroupSums:
 def blocks_of_weights(
     weight_RG: NDArray[np.float64], *, n_cells: int
 ) -> Iterator[NDArray[np.float64]]:
-    """Weightings in blocks (G, r), contiguous, so that r x K cells stay under 524,288 (4 MB)."""
+    """Weightings in blocks (G, r), contiguous, so that r x K cells stay under 262,144 (2 MB)."""
     n_block = max(1, BLOCK_CELLS // max(1, n_cells))
     for start in range(0, len(weight_RG), n_block):
         yield np.ascontiguousarray(weight_RG[start : start + n_block].T)

@@ -107,6 +107,12 @@ def metric_of_rows(
         sorted_N = code_N[order_N]
 
         def statistic(weight_RG: NDArray[np.float64]) -> NDArray[np.float64]:
+            if (weight_RG % 1 != 0).any():
+                msg = (
+                    f"{name}: needs whole weights, since it repeats rows; got fractions. "
+                    "Resample by counts, or write the metric over groups."
+                )
+                raise ValueError(msg)
             values = []
             for weight_G in weight_RG:
                 rows = np.repeat(order_N, weight_G.astype(np.int64)[sorted_N])
