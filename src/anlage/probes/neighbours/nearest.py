@@ -31,8 +31,9 @@ def nearest(
 
     Rows are brought to length 1 in float64 and rounded to multiples of 2^-26; their dot products
     are then exact in float64. Float32 products of all pairs find the candidates, float64 decides:
-    neighbours do not depend on block size, BLAS, threads or device, and equal similarities go to
-    the lower row. Memory: a float32 copy of both sides and about 300 MiB.
+    neighbours do not depend on block size, BLAS or threads, and equal similarities go to the lower
+    row. Similarities are within some 2e-8 of those in real numbers, so neighbours closer to each
+    other than that may swap. Memory: a float32 copy of both sides and about 300 MiB.
 
     Args:
         query_QD: (Q, D) embeddings, finite, need not be normalised. A zero row is similar to
