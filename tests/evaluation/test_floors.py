@@ -9,7 +9,7 @@ from anlage.evaluation.floors import N_FEATURES, colour_texture_features
 from anlage.evaluation.labelled_tiles import LabelledTiles
 from anlage.evaluation.tile_pixels import read_tile_file
 from anlage.probes.linear.logistic import linear_probe
-from anlage.probes.metrics.counts import balanced_accuracy
+from anlage.probes.metrics.classification import BALANCED_ACCURACY
 from anlage.probes.neighbours.knn import knn_probe
 from anlage.probes.splits.fixed import given_folds
 
@@ -108,6 +108,6 @@ def test_floor_of_lc25000_is_the_published_one(shared_data) -> None:
         knn[split.test] = knn_probe(*sides, k=1, standardise=True).label_N
         published = make_pipeline(StandardScaler(), KNeighborsClassifier(1)).fit(*sides[:2])
         euclidean[split.test] = published.predict(sides[2])
-    assert balanced_accuracy(tiles.label_N, linear) == pytest.approx(0.940, abs=0.01)
-    assert balanced_accuracy(tiles.label_N, euclidean) == pytest.approx(0.930, abs=0.01)
-    assert balanced_accuracy(tiles.label_N, knn) == pytest.approx(0.914, abs=0.01)
+    assert BALANCED_ACCURACY(tiles.label_N, linear) == pytest.approx(0.940, abs=0.01)
+    assert BALANCED_ACCURACY(tiles.label_N, euclidean) == pytest.approx(0.930, abs=0.01)
+    assert BALANCED_ACCURACY(tiles.label_N, knn) == pytest.approx(0.914, abs=0.01)
