@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 MOST_PASSES = 100
-MOST_UNITS_SWAPPED = 2000
+MOST_UNITS_SWAPPED = 400
 DECIMALS = 10  # gains are compared after rounding, so that the last bits of a sum decide nothing
 PRICE_OF_ABSENCE = 1e3
 
