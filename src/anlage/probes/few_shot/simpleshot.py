@@ -135,17 +135,12 @@ def simpleshot(
     """
     who = "simpleshot"
     _refuse_settings(
-        shots,
-        dtype,
-        by_patient=by_patient,
-        has_patients=train_patient_M is not None,
-        rows_per_patient=rows_per_patient,
+        shots, dtype, train_patient_M, by_patient=by_patient, rows_per_patient=rows_per_patient
     )
     train, class_C, code_M = train_side(who, train_MD, train_label_M, device=device, dtype=dtype)
     test = embedding_tensor(who, "test", test_ND, device=train.device, dtype=dtype)
     same_width(who, train, test)
     code_N = _test_codes(class_C, test_label_N, n_rows=len(test))
-    n_test_C = np.bincount(code_N, minlength=len(class_C))
     patient_M = _train_patients(train_patient_M, len(train), test_patient_N, len(test))
     supports = _supports(
         class_C[code_M.cpu().numpy()],
@@ -155,13 +150,14 @@ def simpleshot(
         settings={"n_episodes": n_episodes, "seed": seed, "nested": nested, "who": who},
     )
     order_N = np.argsort(code_N, kind="stable")
+    n_test_C = np.bincount(code_N, minlength=len(class_C))
     sides = sides_about_zero(
         train, test[torch.from_numpy(order_N).to(test.device)], n_test_C=n_test_C.tolist()
     )
     recall_KEC = np.full((len(shots), n_episodes, len(class_C)), np.nan)
     hit_share_KN = np.empty((len(shots), len(test)))
-    for place, n_shots in enumerate(shots):
-        hits_EC, hits_N = play(sides, supports[n_shots])
+    for place, support in enumerate(supports):
+        hits_EC, hits_N = play(sides, support)
         np.divide(hits_EC, n_test_C, out=recall_KEC[place], where=n_test_C > 0)
         hit_share_KN[place, order_N] = hits_N / n_episodes
     return FewShotScores(
@@ -202,9 +198,9 @@ def _train_patients(
 def _refuse_settings(
     shots: Sequence[int],
     dtype: torch.dtype,
+    train_patient_M: Rows | None,
     *,
     by_patient: bool,
-    has_patients: bool,
     rows_per_patient: int | None,
 ) -> None:
     msg = ""
@@ -213,7 +209,7 @@ def _refuse_settings(
             f"simpleshot: shots needs different numbers, at least one; got {tuple(shots)}. "
             f"Leave it out for {SHOTS}."
         )
-    elif by_patient and not has_patients:
+    elif by_patient and train_patient_M is None:
         msg = (
             "simpleshot: by_patient needs the patient of each train row; got none. "
             "Give train_patient_M."
@@ -239,14 +235,15 @@ def _supports(
     shots: Sequence[int],
     rows_per_patient: int | None,
     settings: dict[str, Any],
-) -> dict[int, Supports]:
+) -> list[Supports]:
     """Draws for each number of shots, the largest first: it is the one that may be refused."""
-    largest_first = sorted(shots, reverse=True)
-    if patient_M is None:
-        return {k: few_shot_rows(label_M, shots=k, **settings) for k in largest_first}
-    return {
-        k: few_shot_patients(
+
+    def draw(k: int) -> Supports:
+        if patient_M is None:
+            return few_shot_rows(label_M, shots=k, **settings)
+        return few_shot_patients(
             label_M, patient_M, shots=k, rows_per_patient=rows_per_patient, **settings
         )
-        for k in largest_first
-    }
+
+    drawn = {k: draw(k) for k in sorted(shots, reverse=True)}
+    return [drawn[k] for k in shots]
