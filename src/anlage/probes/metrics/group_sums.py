@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 BLOCK_CELLS = 2**18
+FEWEST_WEIGHTINGS = 8
 
 
 class GroupSums:
@@ -47,8 +48,8 @@ class GroupSums:
 def blocks_of_weights(
     weight_RG: NDArray[np.float64], *, n_cells: int
 ) -> Iterator[NDArray[np.float64]]:
-    """Weightings in blocks (G, r), contiguous, so that r x K cells stay under 262,144 (2 MB)."""
-    n_block = max(1, BLOCK_CELLS // max(1, n_cells))
+    """Weightings in contiguous blocks (G, r) with r x K under 262,144 cells (2 MB), but r >= 8."""
+    n_block = max(FEWEST_WEIGHTINGS, BLOCK_CELLS // max(1, n_cells))
     for start in range(0, len(weight_RG), n_block):
         yield np.ascontiguousarray(weight_RG[start : start + n_block].T)
 
