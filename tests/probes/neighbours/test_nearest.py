@@ -186,6 +186,17 @@ def test_a_group_may_hold_nearly_all(generator) -> None:
     assert np.isfinite(similarity).all()
 
 
+def test_hidden_candidates_stay_hidden_beside_a_query_that_needs_more(generator) -> None:
+    """Similar rows of the first query's own group are candidates as well, of the whole block."""
+    bank = 1 + 0.1 * generator.normal(size=(1500, 4))
+    group = np.zeros(1500, dtype=int)
+    group[[3, 700]] = 1
+    bank[20:26] = bank[20]  # six copies, all needed by the second query
+    index, _ = nearest(bank[[0, 20]], bank, k=2, query_group_Q=[0, 2], bank_group_M=group)
+    assert sorted(index[0].tolist()) == [3, 700]
+    assert index[1].tolist() == [20, 21]
+
+
 def test_equal_similarities_go_to_the_lower_row() -> None:
     bank = np.tile([[1.0, 0.0]], (9, 1))
     bank[4] = [0.0, 1.0]
