@@ -148,7 +148,7 @@ def test_tuned_l2_has_the_largest_cross_validated_likelihood(generator, ties):
 
 
 def test_tuned_on_signal_and_on_noise(generator):
-    weight = np.concatenate([WEIGHT, np.zeros(97)])
+    weight = np.concatenate([2 * WEIGHT, np.zeros(27)])
     rows, time, event = made(generator, 200, weight)
     head = cox_probe_tuned(rows[:140], time[:140], event[:140])
     assert head.gain_A.max() > 3
