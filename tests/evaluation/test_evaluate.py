@@ -1,3 +1,4 @@
+import hashlib
 import json
 import logging
 
@@ -6,12 +7,15 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from sklearn.metrics import balanced_accuracy_score
+from statsmodels.stats.multitest import multipletests
 
 from anlage.encoders.folder import save_encoder
 from anlage.errors import EncoderError, LabelledDataError
 from anlage.evaluation import evaluate
 from anlage.evaluation.evaluate import evaluate_encoder
 from anlage.evaluation.result import read_result
+from anlage.probes.metrics.classification import BALANCED_ACCURACY
+from anlage.probes.uncertainty.permutation import paired_permutation
 
 SMALL = {"n_resamples": 50, "k": 3, "batch_size": 5}
 
@@ -61,6 +65,64 @@ def test_scores_and_differences_follow_from_the_predictions(
         assert item.group_difference["c3"] == pytest.approx(
             ours.group_accuracy["c3"] - theirs.group_accuracy["c3"]
         )
+
+
+def test_p_values_are_the_permutation_tests_adjusted_for_all_comparisons(
+    make_encoder, make_tiles, tmp_path
+) -> None:
+    result = evaluate_encoder(make_encoder(), make_tiles(n_cases=10), tmp_path, **SMALL)
+    rows = pq.read_table(tmp_path / "predictions.parquet").to_pydict()
+    label, group = np.array(rows["label"]), np.array(rows["group"])
+    p_values = []
+    for item in result.comparisons:
+        sides = [
+            (label, np.array(rows[f"{model}_{item.probe}"])) for model in ("encoder", item.floor)
+        ]
+        p_values.append(paired_permutation(BALANCED_ACCURACY, *sides, group).p_value)
+    adjusted = multipletests(p_values, method="holm")[1]
+    assert [item.p_adjusted for item in result.comparisons] == pytest.approx(list(adjusted))
+    assert any("adjusted for 4 comparisons" in note for note in result.notes)
+
+
+def test_splits_written_by_one_evaluation_are_taken_by_the_next(
+    make_encoder, make_tiles, tmp_path
+) -> None:
+    tiles, encoder = make_tiles(columns=("case", "fold", "mpp")), make_encoder()
+    first = evaluate_encoder(encoder, tiles, tmp_path / "a", **SMALL)
+    table = tmp_path / "a" / "splits.csv"
+    assert table.read_text().splitlines()[:2] == ["case,fold_0,fold_1", "c0,test,train"]
+    again = evaluate_encoder(encoder, tiles, tmp_path / "b", splits=table, **SMALL)
+    assert again.protocol == "given-splits"
+    assert again.settings["splits"] == hashlib.sha256(table.read_bytes()).hexdigest()
+    assert again.scores == first.scores
+    assert (tmp_path / "b" / "splits.csv").read_bytes() == table.read_bytes()
+    table.write_text(table.read_text().replace("c0,test,train", "c0,test,val"))
+    third = evaluate_encoder(encoder, tiles, tmp_path / "c", splits=table, **SMALL)
+    assert third.scores == first.scores  # nothing is chosen on validation rows: they train
+
+
+@pytest.mark.parametrize(
+    ("text", "match"),
+    [
+        ("case,fold_0\nc0,test\n", "c1"),
+        ("case,fold_0\n" + "".join(f"c{c},test\n" for c in range(8)), "train"),
+        (
+            "case,fold_0,fold_1\n"
+            + "".join(
+                f"c{c},{'test' if c < 4 else 'train'},{'test' if c < 5 else 'train'}\n"
+                for c in range(8)
+            ),
+            "each group once",
+        ),
+        ("case,side\nc0,test\n", "fold_0"),
+    ],
+)
+def test_refuses_a_table_of_splits(make_encoder, make_tiles, tmp_path, text, match) -> None:
+    table = tmp_path / "splits.csv"
+    table.write_text(text)
+    with pytest.raises(LabelledDataError, match=match):
+        evaluate_encoder(make_encoder(), make_tiles(), tmp_path / "out", splits=table, **SMALL)
+    assert not (tmp_path / "out").exists()
 
 
 def test_an_untrained_encoder_of_the_same_seed_is_its_own_floor(

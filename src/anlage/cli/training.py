@@ -119,12 +119,16 @@ def evaluate(
         int, typer.Option(min=0, max=MAX_SEED, help="Seed of resamples and untrained floor.")
     ] = 0,
     neighbours: Annotated[int, typer.Option(min=1, help="k of the kNN probe.")] = 20,
+    splits: Annotated[
+        Path | None,
+        typer.Option(help="CSV of cases and sides (fold_0 ... of train/val/test, split, or fold)."),
+    ] = None,
 ) -> None:
     """Probe a frozen encoder on labelled tiles, split by case, beside honest floors."""
     from anlage.evaluation.evaluate import evaluate_encoder
 
     log_to(output / "anlage.log")
-    result = evaluate_encoder(encoder, data, output, seed=seed, k=neighbours)
+    result = evaluate_encoder(encoder, data, output, seed=seed, k=neighbours, splits=splits)
     for line in result.summary():
         print(line)
     print(f"result: {output / 'result.json'}")

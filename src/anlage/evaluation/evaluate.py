@@ -23,7 +23,13 @@ from anlage.evaluation.notes import (
     split_notes,
     technical_notes,
 )
-from anlage.evaluation.protocol import Protocol, chosen_protocol, never_trained_on, splits_of
+from anlage.evaluation.protocol import (
+    Protocol,
+    chosen_protocol,
+    never_trained_on,
+    splits_of,
+    splits_of_file,
+)
 from anlage.evaluation.result import (
     ClassCount,
     Data,
@@ -33,6 +39,7 @@ from anlage.evaluation.result import (
     write_result,
 )
 from anlage.evaluation.scoring import Predictions, comparisons_of, predict, scores_of
+from anlage.evaluation.split_files import write_splits
 from anlage.files import replace_whole
 from anlage.probes.splits.split import Split
 from anlage.probes.unsupervised import rankme
@@ -40,6 +47,7 @@ from anlage.provenance import git_commit, versions
 
 LOGGER = logging.getLogger(__name__)
 PREDICTIONS_FORMAT = b"predictions/1"
+SPLITS = "splits.csv"
 
 
 def evaluate_encoder(
@@ -50,6 +58,7 @@ def evaluate_encoder(
     seed: int = 0,
     n_resamples: int = 2000,
     protocol: Protocol = "auto",
+    splits: str | Path | None = None,
     k: int = 20,
     cost: float = 0.1,
     batch_size: int = 64,
@@ -58,18 +67,20 @@ def evaluate_encoder(
     """Score an encoder with a linear and a kNN probe, beside what needs no pretraining.
 
     The floors are the same architecture with random weights, and colour and texture statistics.
-    All models see the same pixels, splits and resamples. Writes ``predictions.parquet`` (one row
-    a tested tile), then ``result.json``; if that is there for the same encoder, data and settings
-    it is returned as it is.
+    All models see the same pixels, splits and resamples. Writes ``splits.csv`` (which ``splits``
+    takes), ``predictions.parquet`` (one row a tested tile), then ``result.json``; if that is there
+    for the same encoder, data and settings it is returned as it is.
 
     Args:
         encoder: The encoder, or its folder.
         data: Labelled tiles, or the CSV or folder ``LabelledTiles.open`` reads.
-        output: Folder for the two files.
+        output: Folder for the files.
         seed: Of the untrained floor, the resamples and ``grouped-folds``.
         n_resamples: Bootstrap resamples of groups.
         protocol: How to split; ``auto`` takes the folds given, else leaves one group out (up to
             100 groups), else makes five folds of whole groups.
+        splits: Table of groups and their sides that is used instead: columns ``fold_0`` ... of
+            train / val / test, or one column ``split`` or ``fold``. Rows of ``val`` train.
         k: Neighbours of the kNN probe.
         cost: Weight of the data in the linear probe (scikit-learn's ``C``).
         batch_size: Tiles of a forward pass.
@@ -88,20 +99,22 @@ def evaluate_encoder(
     tiles = data if isinstance(data, LabelledTiles) else LabelledTiles.open(data)
     encoder = encoder if isinstance(encoder, TileEncoder) else load_encoder(encoder, device=device)
     output = Path(output)
+    given, sha256 = splits_of_file(tiles, splits, k=k) if splits is not None else ([], None)
     settings: dict[str, Any] = {
         **{"seed": seed, "n_resamples": n_resamples, "protocol": protocol, "k": k, "cost": cost},
-        "class_weights": "balanced",
+        **{"class_weights": "balanced", "interval": "stratified bca", "splits": sha256},
     }
     stored = _stored(output, evaluation_key(encoder.fingerprint, tiles.fingerprint, settings))
     if stored is not None:
         return stored
-    splits = splits_of(tiles, protocol, seed=seed, k=k)
+    used = given or splits_of(tiles, protocol, seed=seed, k=k)
     encoders = {"encoder": encoder, "untrained": encoder.untrained(seed)}
     features = tile_features(tiles, encoders, batch_size=batch_size)
-    predictions = predict(features.by_model, tiles.label_N, splits, k=k, cost=cost)
+    predictions = predict(features.by_model, tiles.label_N, used, k=k, cost=cost)
     result = _result(
-        encoder, tiles, splits, features=features, predictions=predictions, settings=settings
+        encoder, tiles, used, features=features, predictions=predictions, settings=settings
     )
+    write_splits(output / SPLITS, used, tiles.group_N, key_column=tiles.group_column)
     _write_predictions(output / "predictions.parquet", tiles, predictions, result)
     write_result(output / "result.json", result)
     return result
@@ -143,7 +156,8 @@ def _result(
 ) -> EvaluationResult:
     drawn = {name: settings[name] for name in ("n_resamples", "seed")}
     data = _data(tiles, predictions, features)
-    protocol = chosen_protocol(tiles, settings["protocol"])
+    is_given = settings["splits"] is not None
+    protocol = "given-splits" if is_given else chosen_protocol(tiles, settings["protocol"])
     scores = scores_of(tiles, predictions, **drawn)
     comparisons = comparisons_of(tiles, predictions, **drawn)
     leakage = seen_in_pretraining(

@@ -68,7 +68,9 @@ def comparison_notes(comparisons: Sequence[Comparison]) -> list[str]:
             verdict = "is better than"
         else:
             verdict = "is WORSE than"
-        notes.append(f"The encoder {verdict} the {what}: {numbers}.")
+        p = comparison.p_adjusted
+        chance = "" if p is None else f", p = {p:.2g} adjusted for {len(comparisons)} comparisons"
+        notes.append(f"The encoder {verdict} the {what}: {numbers}{chance}.")
     return notes
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
 from anlage.errors import LabelledDataError
 from anlage.evaluation.labelled_tiles import LabelledTiles
+from anlage.evaluation.split_files import read_splits
 from anlage.probes.splits.fixed import given_folds, leave_one_group_out, train_test
 from anlage.probes.splits.grouped import grouped_folds
 from anlage.probes.splits.split import Split
@@ -50,6 +52,41 @@ def splits_of(tiles: LabelledTiles, protocol: Protocol, *, seed: int, k: int) ->
         raise LabelledDataError(tiles.path, str(error)) from error
     _check(tiles, splits, k)
     return splits
+
+
+def splits_of_file(tiles: LabelledTiles, path: str | Path, *, k: int) -> tuple[list[Split], str]:
+    """Splits of labelled tiles from a table of patients (groups), each able to train both probes.
+
+    Nothing is chosen on validation rows, so they train, as in UNI's protocol.
+
+    Args:
+        tiles: The tiles.
+        path: Table of splits, as ``read_splits`` takes it; it names the tiles' groups.
+        k: Neighbours the kNN probe will ask for.
+
+    Returns:
+        The splits, and the SHA-256 of the table.
+
+    Raises:
+        LabelledDataError: If the table cannot be used, tests a tile twice, or ``splits_of`` would
+            refuse its splits.
+    """
+    read, sha256 = read_splits(path, tiles.group_N, tiles.group_N)
+    splits = [
+        Split(
+            name=split.name,
+            train=np.sort(np.concatenate([split.train, split.validation])),
+            test=split.test,
+        )
+        for split in read
+    ]
+    n_tests_N = np.bincount(np.concatenate([split.test for split in splits]))
+    if n_tests_N.max() > 1:
+        group = tiles.group_N[n_tests_N.argmax()]
+        message = f"needs to test each group once at most; got {n_tests_N.max()} tests of {group}"
+        raise LabelledDataError(path, f"{message}. Evaluate each repetition by a table of its own.")
+    _check(tiles, splits, k)
+    return splits, sha256
 
 
 def never_trained_on(tiles: LabelledTiles, splits: Sequence[Split]) -> list[str]:

@@ -13,6 +13,7 @@ from anlage.files import write_json_whole
 from anlage.probes.uncertainty.interval import Interval
 
 FORMAT: Final = "evaluation/1"
+LEVEL = 0.05
 
 Model = Literal["encoder", "untrained", "colour_texture"]
 ProbeName = Literal["linear", "knn"]
@@ -49,19 +50,23 @@ class Comparison(_Frozen):
         floor: The model it is compared with.
         probe: The probe of both.
         difference: Of balanced accuracy, with intervals over groups; above 0 the encoder is better.
+        p_adjusted: Two-sided, of the paired permutation test that swaps whole groups, adjusted by
+            Holm for all comparisons of the evaluation; None in results of older versions.
         group_difference: Difference of accuracy in each group.
     """
 
     floor: Model
     probe: ProbeName
     difference: Interval
+    p_adjusted: float | None = None
     group_difference: dict[str, float]
 
     @property
     def shows_a_difference(self) -> bool:
-        """Enough groups, and neither interval holds 0."""
+        """Enough groups, neither interval holds 0, and the adjusted p-value is at most 0.05."""
         d = self.difference
-        return not d.is_unreliable and all(
+        is_likely_chance = self.p_adjusted is not None and self.p_adjusted > LEVEL
+        return not (d.is_unreliable or is_likely_chance) and all(
             low > 0 or high < 0 for low, high in ((d.low, d.high), (d.t_low, d.t_high))
         )
 

@@ -13,13 +13,15 @@ from numpy.typing import NDArray
 
 from anlage.evaluation.labelled_tiles import LabelledTiles
 from anlage.evaluation.result import Comparison, Model, ProbeName, Score
-from anlage.probes.linear.logistic import linear_probe
-from anlage.probes.metrics.classification import BALANCED_ACCURACY
-from anlage.probes.metrics.counts import accuracy, group_counts
+from anlage.probes.linear.logistic import logistic_probe
+from anlage.probes.metrics.classification import ACCURACY, BALANCED_ACCURACY
+from anlage.probes.metrics.counts import group_counts
 from anlage.probes.neighbours.knn import knn_probe
 from anlage.probes.splits.split import Split
 from anlage.probes.uncertainty.bootstrap import cluster_bootstrap
+from anlage.probes.uncertainty.multiple_tests import holm
 from anlage.probes.uncertainty.paired import paired_bootstrap
+from anlage.probes.uncertainty.permutation import paired_permutation
 from anlage.progress import meter
 
 MODELS: tuple[Model, ...] = get_args(Model)
@@ -74,7 +76,8 @@ def predict(
             for model in MODELS:
                 train, test = features[model][split.train], features[model][split.test]
                 label = label_N[split.train]
-                linear = linear_probe(train, label, test, cost=cost, balance_classes=True)
+                head = logistic_probe(train, label, cost=cost, balance_classes=True)
+                linear = head.predict(test)
                 is_mixed = model == "colour_texture"
                 knn = knn_probe(train, label, test, k=k, standardise=is_mixed)
                 predicted[model, "linear"][split.test] = linear.label_N
@@ -103,7 +106,7 @@ def scores_of(
                 model=model,
                 probe=probe,
                 balanced_accuracy=interval,
-                accuracy=accuracy(truth, predicted),
+                accuracy=ACCURACY(truth, predicted),
                 group_accuracy=_by_group(truth, predicted, group),
                 has_converged=predictions.has_converged[model, probe],
             )
@@ -117,27 +120,34 @@ def comparisons_of(
     """Compare the encoder with each floor under each probe, on the tiles that were tested."""
     rows = predictions.tested
     truth, group = tiles.label_N[rows], tiles.group_N[rows]
-    comparisons = []
+    differences, p_values, by_group = {}, [], {}
     for probe in PROBES:
-        ours = predictions.label_N["encoder", probe][rows]
+        ours = (truth, predictions.label_N["encoder", probe][rows])
         for floor in MODELS[1:]:
-            theirs = predictions.label_N[floor, probe][rows]
-            difference = paired_bootstrap(
-                *(BALANCED_ACCURACY, (truth, ours), (truth, theirs), group),
-                n_resamples=n_resamples,
-                seed=seed,
+            theirs = (truth, predictions.label_N[floor, probe][rows])
+            pair = floor, probe
+            differences[pair] = paired_bootstrap(
+                BALANCED_ACCURACY, ours, theirs, group, n_resamples=n_resamples, seed=seed
             )
-            floor_accuracy = _by_group(truth, theirs, group)
-            by_group = {
+            test = paired_permutation(BALANCED_ACCURACY, ours, theirs, group, seed=seed)
+            p_values.append(test.p_value)
+            floor_accuracy = _by_group(*theirs, group)
+            by_group[pair] = {
                 name: value - floor_accuracy[name]
-                for name, value in _by_group(truth, ours, group).items()
+                for name, value in _by_group(*ours, group).items()
             }
-            comparisons.append(
-                Comparison(
-                    floor=floor, probe=probe, difference=difference, group_difference=by_group
-                )
-            )
-    return comparisons
+    return [
+        Comparison(
+            floor=pair[0],
+            probe=pair[1],
+            difference=difference,
+            p_adjusted=p_adjusted,
+            group_difference=by_group[pair],
+        )
+        for (pair, difference), p_adjusted in zip(
+            differences.items(), holm(p_values).tolist(), strict=True
+        )
+    ]
 
 
 def _by_group(

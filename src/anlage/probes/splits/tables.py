@@ -19,7 +19,7 @@ from anlage.probes.checks import labels_of
 from anlage.probes.splits.fixed import given_folds
 from anlage.probes.splits.split import Split
 
-KEY_COLUMNS = ("slide_id", "patient_id", "case_id", "case", "patient", "group", "id")
+KEY_COLUMNS = ("slide_id", "patient_id", "case_id", "case", "patient", "group", "id", "file")
 WIDE = "fold_"
 SIDES = {
     **{"train": "train", "training": "train", "test": "test", "testing": "test"},
@@ -65,7 +65,7 @@ def parse_split_table(text: str, *, key_column: str | None = None) -> SplitTable
     Args:
         text: The table, with a header.
         key_column: Column that names patients or slides; by default the first that is there of
-            slide_id, patient_id, case_id, case, patient, group, id.
+            slide_id, patient_id, case_id, case, patient, group, id, file.
 
     Raises:
         ValueError: If a column is missing, a key is empty or twice there, or a side has no known
