@@ -62,6 +62,13 @@ def test_same_generator_same_bins_and_no_bin_is_empty() -> None:
     assert sorted(bins[0].tolist()) == list(range(6))
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_a_bin_keeps_its_last_unit_though_the_shares_would_have_it_empty(seed) -> None:
+    shares, generator = np.array([0.98, 0.02]), np.random.default_rng(seed)
+    bin_U = deal(np.full((2, 1), 0.5), shares, generator, spreads_first=False, n_starts=3)
+    assert sorted(bin_U.tolist()) == [0, 1]
+
+
 def test_the_changes_a_table_promises_are_those_it_makes() -> None:
     from anlage.probes.splits.dealing import _Table
 

@@ -13,7 +13,8 @@ def cohort(seed, n_sites=7, n_patients=60):
     odds = generator.dirichlet(np.ones(n_sites))
     site = np.concatenate([np.arange(n_sites), generator.choice(n_sites, n_patients, p=odds)])
     label = (generator.random(len(site)) < generator.random(n_sites)[site]).astype(int)
-    label[:n_sites] = np.arange(n_sites) % 2  # each class at several sites
+    label[generator.random(len(site)) < 0.1] = 2  # a rare class, which counts by its patients
+    label[:n_sites] = np.arange(n_sites) % 3  # each class at several sites
     patient = np.arange(len(site))
     return np.repeat(label, 2), np.repeat(patient, 2), np.repeat(site, 2)
 
