@@ -129,8 +129,8 @@ def product(
 def measure(sides: tuple[NDArray[Any], ...], given: argparse.Namespace) -> dict[str, Any]:
     """Median episodes per second of every side."""
     tensors = tuple(torch.from_numpy(side) for side in sides)
-    n_block = max(1, BLOCK_BYTES["cpu"] // (given.classes * max(given.test, given.width) * 4))
-    n_block = min(n_block, given.episodes)
+    n_values = max(given.classes * max(given.test, given.width), given.train)
+    n_block = min(given.episodes, max(1, BLOCK_BYTES["cpu"] // (4 * n_values)))
     n_blocks = -(-given.episodes // n_block)
     factor_BD = torch.randn(n_block * given.classes, given.width)
     out_BN = torch.empty(len(factor_BD), given.test)

@@ -20,7 +20,7 @@ from anlage.probes.splits.few_shot import Supports
 BLOCK_BYTES = {"cpu": 32 * 2**20, "cuda": 256 * 2**20}
 TEST_ROWS = 8192
 GATHERED_VALUES = 2**18
-GATHER_COST = 16  # one value gathered and squared takes as long as this many products of a matmul
+GATHER_COST = 100  # one value gathered and squared takes as long as this many products of a matmul
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -94,9 +94,9 @@ def play(sides: Sides, supports: Supports) -> tuple[NDArray[np.int64], NDArray[n
     device = sides.test_ND.device
     hits_EC = torch.zeros(n_episodes, n_classes, dtype=torch.int64, device=device)
     hits_N = torch.zeros(len(sides.test_ND), dtype=torch.int64, device=device)
-    n_test = min(len(sides.test_ND), TEST_ROWS)
-    episode_bytes = n_classes * max(n_test, sides.test_ND.shape[1]) * sides.test_ND.itemsize
-    n_block = max(1, BLOCK_BYTES[device.type] // episode_bytes)
+    n_test, width = min(len(sides.test_ND), TEST_ROWS), sides.test_ND.shape[1]
+    n_values = max(n_classes * n_test, n_classes * width, len(sides.train_MD))  # of an episode
+    n_block = max(1, BLOCK_BYTES[device.type] // (n_values * sides.test_ND.itemsize))
     for first in range(0, n_episodes, n_block):
         row_S, start_B = supports.rows(first, first + n_block)
         vectors = episode_vectors(

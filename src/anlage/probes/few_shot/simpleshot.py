@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from anlage.probes.checks import Rows, embedding_tensor, labels_of, same_width, train_side
 from anlage.probes.few_shot.episodes import play, sides_about_zero
@@ -104,8 +105,8 @@ def simpleshot(
     centred with the mean of this support and L2-normalised, prototypes are means of the
     normalised support (not normalised again), and each test row gets the class of the nearest by
     Euclidean distance. All episodes of a block are one matrix product; there is no loop over
-    episodes. Beside a copy of both sides there are blocks of about 32 MiB (256 on CUDA), or of
-    one episode and 8,192 test rows where that is more.
+    episodes. Beside a copy of both sides and the draws there are some blocks of 32 MiB
+    (256 on CUDA), or of one episode and 8,192 test rows where that is more.
 
     Args:
         train_MD: (M, D) embeddings to draw supports from.
@@ -149,19 +150,30 @@ def simpleshot(
         rows_per_patient=rows_per_patient,
         settings={"n_episodes": n_episodes, "seed": seed, "nested": nested, "who": who},
     )
+    return _scores(train, test, code_N, class_C=class_C, supports=supports)
+
+
+def _scores(
+    train: Tensor,
+    test: Tensor,
+    code_N: NDArray[np.int64],
+    *,
+    class_C: NDArray[Any],
+    supports: list[Supports],
+) -> FewShotScores:
     order_N = np.argsort(code_N, kind="stable")
     n_test_C = np.bincount(code_N, minlength=len(class_C))
-    sides = sides_about_zero(
-        train, test[torch.from_numpy(order_N).to(test.device)], n_test_C=n_test_C.tolist()
-    )
-    recall_KEC = np.full((len(shots), n_episodes, len(class_C)), np.nan)
-    hit_share_KN = np.empty((len(shots), len(test)))
+    sorted_ND = test[torch.from_numpy(order_N).to(test.device)]
+    sides = sides_about_zero(train, sorted_ND, n_test_C=n_test_C.tolist())
+    n_episodes = len(supports[0].unit_ECK)
+    recall_KEC = np.full((len(supports), n_episodes, len(class_C)), np.nan)
+    hit_share_KN = np.empty((len(supports), len(test)))
     for place, support in enumerate(supports):
         hits_EC, hits_N = play(sides, support)
         np.divide(hits_EC, n_test_C, out=recall_KEC[place], where=n_test_C > 0)
         hit_share_KN[place, order_N] = hits_N / n_episodes
     return FewShotScores(
-        shots_K=np.asarray(shots, dtype=np.int64),
+        shots_K=np.array([support.shots for support in supports]),
         recall_KEC=recall_KEC,
         hit_share_KN=hit_share_KN,
         class_C=class_C,

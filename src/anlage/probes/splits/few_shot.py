@@ -23,6 +23,7 @@ class Supports:
     """The labelled rows that each episode may see, class by class.
 
     Attributes:
+        shots: Rows, or patients, of each class.
         class_C: (C,) labels, sorted.
         unit_ECK: (E, C, K) int64 units drawn for each episode and class, in the order drawn; -1
             where a patient had fewer rows than were asked of each.
@@ -30,6 +31,7 @@ class Supports:
         first_U: (U + 1,) int64; the rows of unit u are ``row_N[first_U[u]:first_U[u + 1]]``.
     """
 
+    shots: int
     class_C: NDArray[Any]
     unit_ECK: NDArray[np.int64]
     row_N: NDArray[np.int64]
@@ -46,12 +48,15 @@ class Supports:
         unit_BK = self.unit_ECK[first:last].reshape(-1, self.unit_ECK.shape[2])
         is_drawn_BK = unit_BK >= 0
         unit = unit_BK[is_drawn_BK]
+        if len(self.first_U) > len(self.row_N):  # every unit is one row
+            n_rows_B = is_drawn_BK.sum(axis=1)
+            return self.row_N[unit], np.concatenate([[0], np.cumsum(n_rows_B)])
         size = self.first_U[unit + 1] - self.first_U[unit]
         end = np.cumsum(size)
         place_S = np.arange(end[-1]) + np.repeat(self.first_U[unit] - (end - size), size)
-        n_rows_B = np.zeros(len(unit_BK), dtype=np.int64)
-        np.add.at(n_rows_B, np.nonzero(is_drawn_BK)[0], size)
-        return self.row_N[place_S], np.concatenate([[0], np.cumsum(n_rows_B)])
+        n_rows_BK = np.zeros_like(unit_BK)
+        n_rows_BK[is_drawn_BK] = size
+        return self.row_N[place_S], np.concatenate([[0], np.cumsum(n_rows_BK.sum(axis=1))])
 
 
 def few_shot_rows(
@@ -87,6 +92,7 @@ def few_shot_rows(
     _refuse_shots(who, shots, n_episodes)
     _refuse_few(who, shots, class_C, n_units_C, what="rows")
     return Supports(
+        shots=shots,
         class_C=class_C,
         unit_ECK=_units(n_units_C, shots, n_episodes=n_episodes, seed=seed, nested=nested),
         row_N=order_N,
@@ -146,7 +152,7 @@ def few_shot_patients(
         place = _some_of_each(rng, size_U[unit_ECK], rows_per_patient)
         unit = np.where(place >= 0, first_U[unit_ECK][..., None] + place, NO_UNIT)
         unit_ECK, first_U = unit.reshape(*unit_ECK.shape[:2], -1), np.arange(len(label) + 1)
-    return Supports(class_C=class_C, unit_ECK=unit_ECK, row_N=order_N, first_U=first_U)
+    return Supports(shots=shots, class_C=class_C, unit_ECK=unit_ECK, row_N=order_N, first_U=first_U)
 
 
 def label_fraction(
@@ -275,18 +281,19 @@ def _units(
 def _without_replacement(
     rng: np.random.Generator, n_values: int, n_draws: int, n_episodes: int
 ) -> NDArray[np.int64]:
-    """(E, K) of 0 to n - 1, no value twice in a row; step by step, so fewer draws are a prefix."""
+    """(E, K) of 0 to n - 1, no value twice in a row; step by step: fewer draws are a prefix."""
     pick_KE = np.stack([rng.integers(step, n_values, n_episodes) for step in range(n_draws)])
     drawn_EK = np.empty((n_episodes, n_draws), dtype=np.int64)
     n_block = min(n_episodes, max(1, TABLE_VALUES // n_values))
-    table_BN = np.tile(np.arange(n_values, dtype=np.int32), (n_block, 1))
+    table_BN = np.tile(np.arange(n_values, dtype=np.min_scalar_type(n_values)), (n_block, 1))
     for first in range(0, n_episodes, n_block):
         pick_KB = pick_KE[:, first : first + n_block]
         row_B = np.arange(pick_KB.shape[1])
         for step, pick_B in enumerate(pick_KB):
             drawn_EK[first + row_B, step] = table_BN[row_B, pick_B]
             table_BN[row_B, pick_B] = table_BN[row_B, step]
-        for step, pick_B in enumerate(pick_KB):  # undo, for the next block
+        is_last = first + n_block >= n_episodes
+        for step, pick_B in enumerate(() if is_last else pick_KB):  # undo, for the next block
             table_BN[row_B, pick_B] = pick_B
             table_BN[row_B, step] = step
     return drawn_EK
