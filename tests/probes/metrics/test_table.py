@@ -17,7 +17,16 @@ def columns_of(metric, generator):
     score[np.arange(N_ROWS), truth] += 0.3
     score /= score.sum(axis=1, keepdims=True)
     risk = generator.normal(size=N_ROWS)
+    n_shared = generator.integers(1, 50, (N_ROWS, 2))
+    n_true, n_predicted = (n_shared + generator.integers(0, 9, (N_ROWS, 2)) for _ in range(2))
     columns = {
+        ("true_px", "shared_px", "predicted_px"): (n_true, n_shared, n_predicted),
+        ("n_true", "n_matched", "n_predicted"): (n_true, n_shared, n_predicted),
+        ("n_true", "n_matched", "n_predicted", "iou_sum"): (
+            *(n_true, n_shared, n_predicted),
+            n_shared * generator.uniform(0.5, 1, (N_ROWS, 2)),
+        ),
+        ("n_true", "intersection_px", "union_px"): (n_true, 9 * n_shared, 9 * n_true + n_shared),
         ("truth", "predicted"): (truth, score.argmax(axis=1)),
         ("truth", "score"): (truth, score),
         ("truth", "predicted", "confidence"): (truth, score.argmax(axis=1), score.max(axis=1)),

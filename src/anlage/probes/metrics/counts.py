@@ -1,6 +1,6 @@
-"""Accuracy-like metrics, counted by group so that groups can be resampled."""
+"""Right predictions by group and class, for the accuracy of each group."""
 
-# Shape suffixes: N tiles, G groups (cases), C classes, R weightings of the groups.
+# Shape suffixes: N tiles, G groups (cases), C classes.
 
 from __future__ import annotations
 
@@ -66,42 +66,3 @@ def group_counts(truth_N: ArrayLike, predicted_N: ArrayLike, group_N: ArrayLike)
     return GroupCounts(
         group_G=group_G, class_C=class_C, correct_GC=correct_GC, total_GC=count(None)
     )
-
-
-def mean_recall(
-    correct_RC: NDArray[np.float64], total_RC: NDArray[np.float64]
-) -> NDArray[np.float64]:
-    """Balanced accuracy: the mean over classes of the share of each predicted right.
-
-    A class without a tile is left out of the mean, as scikit-learn does.
-
-    Args:
-        correct_RC: (R, C) counts predicted right.
-        total_RC: (R, C) counts; each row has a tile of some class.
-
-    Returns:
-        (R,) float64, 0 to 1.
-    """
-    recall_RC = correct_RC / np.where(total_RC > 0, total_RC, 1)
-    mean: NDArray[np.float64] = recall_RC.sum(axis=1) / (total_RC > 0).sum(axis=1)
-    return mean
-
-
-def balanced_accuracy(truth_N: ArrayLike, predicted_N: ArrayLike) -> float:
-    """Mean over the true classes of the share of each class predicted right, 0 to 1.
-
-    Raises:
-        ValueError: If there is no tile or the lengths differ.
-    """
-    counts = group_counts(truth_N, predicted_N, np.zeros(np.asarray(truth_N).size))
-    return float(mean_recall(counts.correct_GC, counts.total_GC)[0])
-
-
-def accuracy(truth_N: ArrayLike, predicted_N: ArrayLike) -> float:
-    """Share of tiles predicted right, 0 to 1.
-
-    Raises:
-        ValueError: If there is no tile or the lengths differ.
-    """
-    counts = group_counts(truth_N, predicted_N, np.zeros(np.asarray(truth_N).size))
-    return float(counts.group_accuracy()[0])

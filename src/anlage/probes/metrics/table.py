@@ -30,8 +30,23 @@ from anlage.probes.metrics.correlation import (
     R2,
     SPEARMAN,
 )
+from anlage.probes.metrics.detection import DETECTION_F1_OVER_IMAGES, DETECTION_F1_POOLED
+from anlage.probes.metrics.instances import (
+    AJI,
+    AJI_PLUS,
+    DQ_POOLED,
+    PQ_OVER_IMAGES,
+    PQ_POOLED,
+    SQ_POOLED,
+)
 from anlage.probes.metrics.metric import Metric
 from anlage.probes.metrics.ranking import AUPRC, AUPRC_MACRO, AUROC, AUROC_OVO, AUROC_OVR
+from anlage.probes.metrics.segmentation import (
+    DICE_OVER_IMAGES,
+    DICE_OVER_PIXELS,
+    IOU_OVER_IMAGES,
+    IOU_OVER_PIXELS,
+)
 from anlage.probes.metrics.selective import ACCURACY_AT_80, AURC, EXCESS_AURC
 
 METRICS: dict[str, Metric] = {
@@ -67,6 +82,18 @@ METRICS: dict[str, Metric] = {
         MEAN_ABSOLUTE_ERROR,
         MEAN_SQUARED_ERROR,
         HARRELL_C,
+        DICE_OVER_IMAGES,
+        DICE_OVER_PIXELS,
+        IOU_OVER_IMAGES,
+        IOU_OVER_PIXELS,
+        AJI,
+        AJI_PLUS,
+        PQ_OVER_IMAGES,
+        PQ_POOLED,
+        DQ_POOLED,
+        SQ_POOLED,
+        DETECTION_F1_OVER_IMAGES,
+        DETECTION_F1_POOLED,
     )
 }
 """Those with settings are made by functions: ``calibration_error_metric`` (bins), ``kappa_metric``
