@@ -14,7 +14,7 @@ from anlage.probes.splits.dealing import deal
 from anlage.probes.splits.fixed import one_split_a_value
 from anlage.probes.splits.split import Split
 
-MOST_STARTS = 5
+MOST_STARTS = 3
 UNITS_DEALT_IN_ALL = 500  # above, one start comes out as even
 
 
