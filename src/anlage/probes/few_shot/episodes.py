@@ -129,23 +129,20 @@ def episode_vectors(
         n_classes: Bags of an episode.
     """
     n_rows_B = start_B.diff()
-    bag_S = torch.repeat_interleave(n_rows_B)
-    episode_S = bag_S // n_classes
-    shape = (-1, n_classes, sides.train_MD.shape[1])
-
-    def bag_sums(weight_S: Tensor | None) -> Tensor:
-        return functional.embedding_bag(
-            row_S, sides.train_MD, start_B[:-1], mode="sum", per_sample_weights=weight_S
-        ).view(shape)
-
     n_rows_E = n_rows_B.view(-1, n_classes).sum(dim=1)
-    mean_ED = bag_sums(None).sum(dim=1).div_(n_rows_E[:, None])
+    episode_S = torch.repeat_interleave(n_rows_E)
+
+    def bag_sums(rows: Tensor, row: Tensor, weight_S: Tensor | None = None) -> Tensor:
+        return functional.embedding_bag(
+            row, rows, start_B[:-1], mode="sum", per_sample_weights=weight_S
+        ).view(-1, n_classes, rows.shape[1])
+
+    mean_ED = bag_sums(sides.train_MD, row_S).sum(dim=1).div_(n_rows_E[:, None])
     distance_S = _distances(sides, row_S, mean_ED=mean_ED, episode_S=episode_S)
     weight_S = distance_S.reciprocal().masked_fill_(distance_S == 0, 0)  # no direction: left out
-    weight_B = torch.zeros(len(n_rows_B), dtype=weight_S.dtype, device=row_S.device)
-    weight_B.index_add_(0, bag_S, weight_S)
-    prototype_ECD = bag_sums(weight_S)
-    prototype_ECD.addcmul_(weight_B.view(-1, n_classes, 1), mean_ED[:, None], value=-1)
+    weight_EC1 = bag_sums(weight_S[:, None], torch.arange(len(row_S), device=row_S.device))
+    prototype_ECD = bag_sums(sides.train_MD, row_S, weight_S)
+    prototype_ECD.addcmul_(weight_EC1, mean_ED[:, None], value=-1)
     prototype_ECD.div_(n_rows_B.view(-1, n_classes, 1))
     return EpisodeVectors(mean_ED=mean_ED, prototype_ECD=prototype_ECD)
 
