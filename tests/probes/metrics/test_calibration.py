@@ -94,15 +94,15 @@ def test_classwise_is_the_mean_over_columns(probabilities, generator) -> None:
     same_under_weights(ECE_CLASSWISE, slow, (truth, score), group, generator)
 
 
-def test_hand_example_with_confidences_on_the_edges() -> None:
-    """Ten bins: 1.0 lies in the last, 0.6 in (0.5, 0.6]; torchmetrics puts both one bin higher."""
-    score = np.array([[1.0, 0], [1.0, 0], [0.6, 0.4], [0.6, 0.4], [0.05, 0.95]])
-    truth = np.array([0, 1, 0, 1, 1])
-    metric = calibration_error_metric("ece", n_bins=10)
-    last, middle = abs(2 / 3 - 2.95 / 3), abs(1 / 2 - 0.6)
-    assert metric(truth, score) == pytest.approx(3 / 5 * last + 2 / 5 * middle)
-    largest = calibration_error_metric("mce", n_bins=10, is_largest=True)
-    assert largest(truth, score) == pytest.approx(last)
+def test_hand_example_with_a_confidence_on_an_edge() -> None:
+    """Of four bins 0.75 belongs to (0.5, 0.75]; torchmetrics puts it one bin higher."""
+    score = np.array([[0.75, 0.25], [0.7, 0.3], [0.2, 0.8], [1.0, 0.0]])
+    truth = np.array([0, 1, 1, 0])
+    metric = calibration_error_metric("ece", n_bins=4)
+    lower, upper = abs(1 / 2 - 1.45 / 2), abs(2 / 2 - 1.8 / 2)
+    assert metric(truth, score) == pytest.approx((lower + upper) / 2)
+    largest = calibration_error_metric("mce", n_bins=4, is_largest=True)
+    assert largest(truth, score) == pytest.approx(lower)
 
 
 def test_all_sure_and_right_or_wrong() -> None:

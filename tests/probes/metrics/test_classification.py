@@ -76,6 +76,8 @@ def test_names_and_tensors_give_the_same(metric, predictions) -> None:
     value = metric(truth, guess)
     assert metric(names[truth], names[guess]) == pytest.approx(value, abs=1e-12)
     assert metric(names[truth].tolist(), names[guess].astype(object)) == pytest.approx(value)
+    text = np.dtypes.StringDType()
+    assert metric(names[truth].astype(text), names[guess]) == pytest.approx(value, abs=1e-12)
     assert metric(torch.from_numpy(truth), torch.from_numpy(guess)) == value
 
 

@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+import torch
 
 from anlage.probes.metrics.classification import BALANCED_ACCURACY
 from anlage.probes.metrics.metric import metric_of_rows
@@ -45,3 +46,9 @@ def test_agrees_with_the_counted_form() -> None:
     group, weight_RG = generator.integers(0, 5, 60), generator.integers(0, 4, (9, 5)).astype(float)
     got = slow.over_groups(columns, group, 5)(weight_RG)
     np.testing.assert_allclose(got, counted(columns, group, 5)(weight_RG), atol=1e-12)
+
+
+@pytest.mark.gpu
+def test_columns_may_lie_on_a_gpu() -> None:
+    columns = torch.tensor([[0, 1, 1, 0, 2], [0, 1, 0, 0, 1]])
+    assert BALANCED_ACCURACY(*columns.cuda()) == BALANCED_ACCURACY(*columns)

@@ -101,7 +101,7 @@ def refuse_mixed(who: str, **labels: NDArray[Any]) -> None:
     Raises:
         ValueError: If one array holds numbers and the other text.
     """
-    kinds = {"text" if array.dtype.kind in "USO" else "numbers" for array in labels.values()}
+    kinds = {"text" if array.dtype.kind in "USTO" else "numbers" for array in labels.values()}
     is_mixed = len(kinds) == 2 and all(array.dtype.kind != "O" for array in labels.values())
     if is_mixed:
         msg = (
