@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 
+from anlage.probes.splits.fixed import leave_one_group_out
 from anlage.probes.splits.grouped import grouped_folds
 from anlage.probes.splits.nested import inner_split
 from anlage.probes.splits.tables import (
@@ -29,6 +30,18 @@ def test_there_and_back() -> None:
     back = splits_from_table(again, GROUP, GROUP)
     assert [split.name for split in back] == [str(number) for number in range(11)]
     assert [rows(split) for split in back] == [rows(split) for split in splits]
+
+
+def test_order_of_splits_and_of_columns_does_not_change_the_hash() -> None:
+    splits = leave_one_group_out([f"p{number}" for number in range(12)])  # p1, p10, p11, p2 ...
+    key = np.arange(12)
+    table = splits_to_table(splits, key)
+    assert list(table.columns)[1:3] == ["fold_p1", "fold_p2"]
+    assert splits_to_table(splits[::-1], key).sha256 == table.sha256
+    assert parse_split_table(table.text) == table
+    swapped = "id,fold_01,fold_1\na,train,test\nb,test,train\n"
+    other = "id,fold_1,fold_01\na,test,train\nb,train,test\n"
+    assert parse_split_table(swapped).sha256 == parse_split_table(other).sha256
 
 
 def test_reads_patho_benchs_form() -> None:

@@ -55,7 +55,7 @@ class SplitTable:
 
     @property
     def sha256(self) -> str:
-        """SHA-256 of ``text``: the same for the same split, whatever file it was read from."""
+        """SHA-256 of ``text``: the same for the same keys, splits and names in whatever file."""
         return hashlib.sha256(self.text.encode()).hexdigest()
 
 
@@ -124,6 +124,8 @@ def splits_to_table(
 ) -> SplitTable:
     """The table of splits, one ``fold_`` column a split; ``splits_from_table`` undoes it.
 
+    Columns are sorted by name, numbers as numbers, so that order is lost where it was another.
+
     Args:
         splits: Splits of the same rows, with different names.
         key_N: (N,) patient or slide of each row.
@@ -139,7 +141,7 @@ def splits_to_table(
         raise ValueError(msg)
     keys, code_N = np.unique(key.astype(str), return_inverse=True)
     columns = {}
-    for split in splits:
+    for split in sorted(splits, key=lambda split: _natural(WIDE + split.name)):
         split.refuse_cut_groups(key)
         side_R = np.full(len(keys), "", dtype="<U5")
         for side, rows in split.sides.items():
@@ -190,9 +192,9 @@ def _fold_columns(header: list[str]) -> list[str]:
     return single
 
 
-def _natural(name: str) -> list[tuple[int, str]]:
-    """So that fold_10 comes after fold_9."""
-    return [(int(part or 0), word) for word, part in re.findall(r"(\D*)(\d*)", name)]
+def _natural(name: str) -> tuple[list[tuple[str, int]], str]:
+    """So that fold_10 comes after fold_9; the name itself decides between fold_1 and fold_01."""
+    return [(word, int(part or 0)) for word, part in re.findall(r"(\D*)(\d*)", name)], name
 
 
 def _refuse_keys(key_column: str, keys: list[str]) -> None:
