@@ -1,0 +1,58 @@
+import numpy as np
+import pytest
+from scipy import stats
+
+from anlage.probes.uncertainty.bca import BootstrapDistribution
+
+
+def distribution(value_R, estimate, leave_out_G, stratum_G=None):
+    stratum_G = np.zeros(len(leave_out_G), dtype=np.int64) if stratum_G is None else stratum_G
+    return BootstrapDistribution(
+        value_R=value_R, estimate=estimate, leave_out_G=leave_out_G, stratum_G=stratum_G
+    )
+
+
+@pytest.mark.parametrize("is_rounded", [False, True])
+@pytest.mark.parametrize("confidence", [0.8, 0.95])
+def test_ends_are_those_of_scipy(generator, confidence, is_rounded) -> None:
+    """On the same resamples of a skewed sample; rounded, many resamples tie with the estimate."""
+    x = generator.exponential(size=25)
+    x = np.round(x) if is_rounded else x
+    found = stats.bootstrap(
+        (x,), np.mean, method="BCa", confidence_level=confidence, n_resamples=2000, rng=1
+    )
+    leave_out = (x.sum() - x) / 24
+    ours = distribution(found.bootstrap_distribution, x.mean(), leave_out)
+    expected = (found.confidence_interval.low, found.confidence_interval.high)
+    assert ours.bca_ends(confidence) == pytest.approx(expected, rel=1e-9)
+    plain = ours.percentile_ends(confidence)
+    assert plain[1] <= expected[1]  # the mean of an exponential: to the right
+
+
+def test_of_a_symmetric_distribution_is_the_percentile_interval() -> None:
+    value = np.linspace(-1, 1, 2001)
+    ours = distribution(value, 0.0, np.array([-1.0, 0, 1]))
+    assert ours.bca_ends(0.95) == pytest.approx(ours.percentile_ends(0.95), abs=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("value", "estimate"), [(np.ones(9), 1.0), (np.arange(9.0), 9.0), (np.arange(9.0), -1.0)]
+)
+def test_has_no_value_where_the_bias_is_infinite(value, estimate) -> None:
+    assert distribution(value, estimate, np.arange(4.0)).bca_ends(0.95) is None
+
+
+def test_acceleration_is_zero_where_no_group_moves_it_and_leaves_out_the_undefined() -> None:
+    assert distribution(np.arange(9.0), 4.0, np.ones(5)).acceleration() == 0
+    leave_out = np.array([1.0, 2, 4, np.nan])
+    moved = leave_out[:3].mean() - leave_out[:3]
+    expected = (moved**3).sum() / (6 * (moved**2).sum() ** 1.5)
+    assert distribution(np.arange(9.0), 4.0, leave_out).acceleration() == pytest.approx(expected)
+
+
+def test_acceleration_is_within_strata() -> None:
+    """Strata of unlike means, each symmetric: nothing is skewed."""
+    leave_out = np.array([1.0, 2, 3, 101, 102, 103, 7])
+    stratum = np.array([0, 0, 0, 1, 1, 1, 2])
+    assert distribution(np.arange(9.0), 4.0, leave_out, stratum).acceleration() == pytest.approx(0)
+    assert distribution(np.arange(9.0), 4.0, leave_out).acceleration() != 0
