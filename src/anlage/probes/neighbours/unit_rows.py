@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 GRID = 2.0**26
-BLOCK_ROWS = 256  # in float64 they stay in the cache
+BLOCK_ROWS = 128  # in float64 they stay in the cache
 
 
 def unit_rows(
@@ -32,14 +32,12 @@ def unit_rows(
     unit_ND = torch.empty_like(rows_ND)
     pairs = zip(torch.split(rows_ND, BLOCK_ROWS), torch.split(unit_ND, BLOCK_ROWS), strict=True)
     for rows, out in pairs:
-        block = rows.double()
-        if mean_D is not None:
-            block -= mean_D
+        block = rows.double() if mean_D is None else rows - mean_D
         if scale_D is not None:
             block /= scale_D
-        length = block.square().sum(dim=1, keepdim=True).sqrt_()
+        length = torch.linalg.vector_norm(block, dim=1, keepdim=True)
         length[length == 0] = 1
-        out.copy_(block.mul_(GRID / length).round_().div_(GRID))
+        out.copy_(block.mul_(GRID / length)).round_().div_(GRID)
     return unit_ND
 
 
