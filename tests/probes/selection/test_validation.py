@@ -28,6 +28,12 @@ def test_takes_the_validation_rows_of_arrays_and_tensors() -> None:
     assert side().chosen_on.groups == {"b", "c"}
 
 
+def test_bfloat16_is_read_as_float64() -> None:
+    halves = torch.tensor([[0.5, 0.5]], dtype=torch.bfloat16, requires_grad=True)
+    table = probability_table("who", "x", halves, n_classes=2)
+    assert (table.dtype, table.tolist()) == (np.float64, [[0.5, 0.5]])
+
+
 @pytest.mark.gpu
 def test_takes_rows_of_tensors_on_a_gpu() -> None:
     assert side().take("who", "x", torch.arange(6.0, device="cuda")).tolist() == [2, 3, 4]

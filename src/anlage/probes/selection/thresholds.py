@@ -8,12 +8,12 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from torch import Tensor
 
 from anlage.probes.checks import Rows
 from anlage.probes.selection.validation import (
     ChosenOn,
     ValidationSide,
+    array_of,
     score_table,
     validation_side,
 )
@@ -233,8 +233,7 @@ def _binary(who: str, side: ValidationSide, truth_N: Rows) -> NDArray[np.bool_]:
 
 
 def _column(who: str, score_N: Rows) -> NDArray[np.float64]:
-    values = score_N.detach().cpu() if isinstance(score_N, Tensor) else score_N
-    score = np.asarray(values, dtype=np.float64)
+    score = array_of(score_N).astype(np.float64)
     if score.ndim != 1:
         msg = (
             f"{who}: needs one score a row; got shape {score.shape}. "

@@ -95,16 +95,14 @@ class ValidationSide:
         Raises:
             ValueError: If it has another number of rows.
         """
-        values: NDArray[Any] | Tensor = (
-            values_N.detach().cpu() if isinstance(values_N, Tensor) else np.asarray(values_N)
-        )
+        values = array_of(values_N)
         if len(values) != self.n_all:
             msg = (
                 f"{who}: {name} needs all {self.n_all} rows that the split was made from; got "
                 f"{len(values)}. Give every row: those of the other sides are not read."
             )
             raise ValueError(msg)
-        taken: NDArray[Any] = np.asarray(values[self.rows])
+        taken: NDArray[Any] = values[self.rows]
         return taken
 
     def weights(self, *, group_counts_once: bool) -> NDArray[np.float64]:
@@ -140,14 +138,22 @@ def validation_side(who: str, split: Split, group_N: ArrayLike) -> ValidationSid
     )
 
 
+def array_of(values: Rows) -> NDArray[Any]:
+    """A numpy array of an array or tensor; floating tensors, bfloat16 too, become float64."""
+    if not isinstance(values, Tensor):
+        return np.asarray(values)
+    tensor = values.detach().cpu()
+    array: NDArray[Any] = (tensor.double() if tensor.is_floating_point() else tensor).numpy()
+    return array
+
+
 def score_table(who: str, name: str, values_NC: Rows, *, n_classes: int) -> NDArray[np.float64]:
     """Scores as a finite (N, C) float64 array.
 
     Raises:
         ValueError: If it has another shape, no row, or holds NaN or an infinity.
     """
-    values = values_NC.detach().cpu().numpy() if isinstance(values_NC, Tensor) else values_NC
-    table = np.asarray(values, dtype=np.float64)
+    table = array_of(values_NC).astype(np.float64)
     if table.ndim != 2 or table.shape[1] != n_classes or not len(table):
         msg = (
             f"{who}: {name} needs one column for each of {n_classes} classes and a row or more; "
