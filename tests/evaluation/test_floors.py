@@ -8,7 +8,7 @@ from sklearn.preprocessing import StandardScaler
 from anlage.evaluation.floors import N_FEATURES, colour_texture_features
 from anlage.evaluation.labelled_tiles import LabelledTiles
 from anlage.evaluation.tile_pixels import read_tile_file
-from anlage.probes.linear.logistic import linear_probe
+from anlage.probes.linear.logistic import logistic_probe
 from anlage.probes.metrics.classification import BALANCED_ACCURACY
 from anlage.probes.neighbours.knn import knn_probe
 from anlage.probes.splits.fixed import given_folds
@@ -104,7 +104,7 @@ def test_floor_of_lc25000_is_the_published_one(shared_data) -> None:
     linear, knn, euclidean = (np.empty_like(tiles.label_N) for _ in range(3))
     for split in given_folds(tiles.fold_N, tiles.group_N):
         sides = features[split.train], tiles.label_N[split.train], features[split.test]
-        linear[split.test] = linear_probe(*sides, cost=0.1).label_N
+        linear[split.test] = logistic_probe(*sides[:2], cost=0.1).predict(sides[2]).label_N
         knn[split.test] = knn_probe(*sides, k=1, standardise=True).label_N
         published = make_pipeline(StandardScaler(), KNeighborsClassifier(1)).fit(*sides[:2])
         euclidean[split.test] = published.predict(sides[2])
