@@ -116,7 +116,9 @@ def test_a_class_that_vanishes_is_counted_and_left_out_of_the_mean() -> None:
 
 def test_strata_keep_every_class_and_a_group_alone_is_counted() -> None:
     columns, group = (["a", "a", "b"], ["a", "x", "x"]), [0, 1, 2]
-    interval = cluster_bootstrap(BALANCED_ACCURACY, columns, group, method="percentile")
+    interval = cluster_bootstrap(
+        BALANCED_ACCURACY, columns, group, method="percentile", stratify=True
+    )
     assert (interval.n_short_of_a_class, interval.n_always_drawn) == (0, 1)
     assert (interval.low, interval.high) == (0.0, 0.5)  # class a 0 to 1, class b always 0
     assert "1 alone in a class" in interval.in_words()
@@ -131,7 +133,7 @@ def test_resamples_without_a_value_are_counted_and_left_out(generator) -> None:
     assert free.n_undefined == pytest.approx(400 * (10 / 12) ** 12, abs=30)
     assert free.n_undefined == free.n_short_of_a_class
     assert np.isfinite([free.low, free.high]).all()
-    kept = cluster_bootstrap(AUROC_OF_ROWS, (truth, score), group, n_resamples=400)
+    kept = cluster_bootstrap(AUROC_OF_ROWS, (truth, score), group, n_resamples=400, stratify=True)
     assert (kept.n_undefined, kept.n_short_of_a_class) == (0, 0)
     assert f"{free.n_undefined} resamples without a value left out" in free.in_words()
 
@@ -139,7 +141,9 @@ def test_resamples_without_a_value_are_counted_and_left_out(generator) -> None:
 @pytest.mark.filterwarnings("ignore:Only one class is present")
 def test_without_the_only_positive_nothing_is_known() -> None:
     columns = ([1, 0, 0, 0], [0.7, 0.8, 0.2, 0.1])
-    interval = cluster_bootstrap(AUROC_OF_ROWS, columns, np.arange(4), n_resamples=50)
+    interval = cluster_bootstrap(
+        AUROC_OF_ROWS, columns, np.arange(4), n_resamples=50, stratify=True
+    )
     assert (interval.t_low, interval.t_high) == (0, 1)
     assert interval.n_always_drawn == 1
 

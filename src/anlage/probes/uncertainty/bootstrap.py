@@ -33,7 +33,7 @@ class Resampling:
     n_resamples: int = 2000
     seed: int = 0
     method: Method = "bca"
-    stratify: bool = True
+    stratify: bool = False
     confidence: float = 0.95
 
     def __post_init__(self) -> None:
@@ -80,14 +80,15 @@ def cluster_bootstrap(
     n_resamples: int = 2000,
     seed: int = 0,
     method: Method = "bca",
-    stratify: bool = True,
+    stratify: bool = False,
     confidence: float = 0.95,
 ) -> Interval:
     """A metric with its bootstrap interval over groups, and a t-interval beside it.
 
     A resample draws G of the G groups with replacement, each with all its rows. With ``stratify``
     as many groups are drawn of each stratum as it has, so that no class vanishes (which stratum a
-    mixed group is in: ``strata_of_classes``). A group that is alone in its stratum is in every
+    mixed group is in: ``strata_of_classes``); off unless asked for, since its intervals are too
+    narrow (docs/probes/uncertainty.md). A group that is alone in its stratum is in every
     resample once: the interval is too narrow by what such groups would vary; they are counted.
     Resamples in which a class vanishes all the same are counted, and kept if the metric has a value
     without it; those without a value are counted and left out. float64; weights of at most 4

@@ -25,7 +25,7 @@ def paired_bootstrap(
     n_resamples: int = 2000,
     seed: int = 0,
     method: Method = "bca",
-    stratify: bool = True,
+    stratify: bool = False,
     confidence: float = 0.95,
 ) -> Interval:
     """Difference of a metric, model a minus model b, on the same rows and the same resamples.
