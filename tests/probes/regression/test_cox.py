@@ -44,7 +44,9 @@ def test_unpenalised_equals_statsmodels(generator, ties, round_to):
     theirs = PHReg(time, rows, status=event.astype(int), ties=ties).fit(disp=0)
     np.testing.assert_allclose(head.weight_D, theirs.params, rtol=1e-6, atol=1e-7)
     assert head.has_converged
-    np.testing.assert_allclose(head.risk(rows), (rows - rows.mean(axis=0)) @ theirs.params, 1e-6)
+    np.testing.assert_allclose(
+        head.risk(rows), (rows - rows.mean(axis=0)) @ theirs.params, 1e-5, 1e-6
+    )
 
 
 @pytest.mark.parametrize("name", ["distinct", "tied"])
@@ -81,7 +83,8 @@ def test_likelihood_gradient_and_curvature_equal_slow_and_numeric_ones(generator
         (ahead.value - behind.value) / 2e-5, rel=1e-6
     )
     numeric = (ahead.gradient_N - behind.gradient_N) / 2e-5
-    np.testing.assert_allclose(likelihood.curvature(slope, direction), numeric, atol=1e-8)
+    curved = likelihood.curvature(slope, direction[:, None])
+    np.testing.assert_allclose(curved[:, 0], numeric, atol=1e-8)
     far = likelihood.slope(log_hazard + 1000)
     assert far.value == pytest.approx(slope.value)
 
@@ -98,7 +101,7 @@ def test_two_patients_in_closed_form():
     )
 
 
-@pytest.mark.parametrize("l2", [0.3, 50.0])
+@pytest.mark.parametrize("l2", [0.01, 0.3, 50.0])
 def test_wider_than_patients_stands_at_the_optimum(generator, l2):
     rows, time, event = made(generator, 60, np.concatenate([WEIGHT, np.zeros(400)]))
     head = cox_probe(rows, time, event, l2=l2)
@@ -111,6 +114,7 @@ def test_wider_than_patients_stands_at_the_optimum(generator, l2):
     loss = -((log_hazard - at_risk) * torch.from_numpy(event[order])).sum()
     (loss + l2 / 2 * weight @ weight).backward()
     assert weight.grad.abs().max() < 1e-6
+    assert head.has_converged
     assert head.n_components == 59
 
 

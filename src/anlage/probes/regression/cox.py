@@ -258,7 +258,8 @@ def _fitted(cohort: _Cohort, l2: float, ties: Ties) -> CoxHead:
     start_K = cohort.row_MK.new_zeros(cohort.row_MK.shape[1])
     weight_K, has_converged = penalised_fit(likelihood, cohort.row_MK, l2=l2, start_K=start_K)
     log_hazard_M = cohort.row_MK @ weight_K
-    if l2 == 0 and float(log_hazard_M.max() - log_hazard_M.min()) > SEPARABLE:
+    spread = float(log_hazard_M.max() - log_hazard_M.min())
+    if l2 == 0 and not (has_converged and spread <= SEPARABLE):
         raise ValueError(_no_maximum(len(log_hazard_M)))
     if not has_converged:
         LOGGER.warning("cox_probe: not converged with l2 %g", l2)

@@ -1,11 +1,10 @@
-"""Newton's method for a penalised partial likelihood, its steps by conjugate gradients."""
+"""Newton's method for a penalised partial likelihood."""
 
 # Shape suffixes: N rows (patients), K components.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
+from math import isfinite
 
 import torch
 from torch import Tensor
@@ -15,6 +14,7 @@ from anlage.probes.regression.partial_likelihood import PartialLikelihood, Slope
 MAX_STEPS = 100
 CLOSE = 1e-8
 TOLERANCE = 1e-16
+JITTER = 1e-12
 
 
 def penalised_fit(
@@ -22,13 +22,12 @@ def penalised_fit(
 ) -> tuple[Tensor, bool]:
     """Weights that minimise the negative log partial likelihood + l2 / 2 |w|^2.
 
-    Rows are principal components, so the diagonal of the curvature is nearly all of it and a step
-    takes few products with the rows; no (K, K) matrix is formed. Stops when the squared Newton
-    decrement is at most 1e-16 of the number of events.
+    A step halves until it gains. Stops when the squared Newton decrement is at most 1e-16 of the
+    number of events. Memory: some (N, K) and (K, K) float64 arrays.
 
     Args:
         likelihood: Of these rows.
-        row_NK: (N, K) float64 uncorrelated coordinates.
+        row_NK: (N, K) float64 coordinates.
         l2: Strength of the penalty, >= 0.
         start_K: (K,) where to start.
 
@@ -37,13 +36,11 @@ def penalised_fit(
         has_converged: False when it stopped at the last of 100 steps.
     """
     n_events = len(likelihood.event_row_E)
-    spread_K = row_NK.square().sum(dim=0) * (n_events / len(row_NK)) + l2
     weight_K = start_K.clone()
     slope = likelihood.slope(row_NK @ weight_K)
     for _ in range(MAX_STEPS):
         gradient_K = row_NK.T @ slope.gradient_N + l2 * weight_K
-        curved = partial(_curved, likelihood, slope, row_NK, l2=l2)
-        step_K = _conjugate_gradients(curved, gradient_K, spread_K)
+        step_K = _newton_step(row_NK.T @ likelihood.curvature(slope, row_NK), gradient_K, l2)
         decrement = float(gradient_K @ step_K)
         if decrement <= TOLERANCE * n_events:
             return weight_K, True
@@ -54,7 +51,8 @@ def penalised_fit(
             tried_K = weight_K - length * step_K
             slope = likelihood.slope(row_NK @ tried_K)
             gain = value - _penalised(slope, tried_K, l2)
-            if is_close or gain >= 1e-4 * length * decrement or length < 1e-10:
+            has_gained = isfinite(gain) and gain >= 1e-4 * length * decrement
+            if is_close or has_gained or length < 1e-10:  # weights that underflow give infinity
                 break
             length /= 2
         weight_K = tried_K
@@ -65,32 +63,10 @@ def _penalised(slope: Slope, weight_K: Tensor, l2: float) -> float:
     return slope.value + l2 / 2 * float(weight_K @ weight_K)
 
 
-def _curved(
-    likelihood: PartialLikelihood, slope: Slope, row_NK: Tensor, direction_K: Tensor, *, l2: float
-) -> Tensor:
-    along_N = likelihood.curvature(slope, row_NK @ direction_K)
-    return row_NK.T @ along_N + l2 * direction_K
-
-
-def _conjugate_gradients(
-    curved: Callable[[Tensor], Tensor], gradient_K: Tensor, spread_K: Tensor
-) -> Tensor:
-    """Solve curvature @ step = gradient to 1e-3 of it, or better where it is small."""
-    step_K = torch.zeros_like(gradient_K)
-    left_K = gradient_K.clone()
-    scaled_K = left_K / spread_K
-    direction_K, size = scaled_K.clone(), float(left_K @ scaled_K)
-    enough = size * min(1e-6, size)
-    for _ in range(4 * len(gradient_K) + 50):
-        if size <= enough or size <= 0:
-            break
-        curved_K = curved(direction_K)
-        bend = float(direction_K @ curved_K)
-        if bend <= 0:  # flat to rounding
-            break
-        step_K += (size / bend) * direction_K
-        left_K -= (size / bend) * curved_K
-        scaled_K = left_K / spread_K
-        size, before = float(left_K @ scaled_K), size
-        direction_K = scaled_K + (size / before) * direction_K
-    return step_K
+def _newton_step(curved_KK: Tensor, gradient_K: Tensor, l2: float) -> Tensor:
+    curved_KK.diagonal().add_(l2)
+    factor_KK, failed = torch.linalg.cholesky_ex(curved_KK)
+    if int(failed):  # flat to rounding in some direction
+        curved_KK.diagonal().add_(JITTER * curved_KK.diagonal().max())
+        factor_KK, _ = torch.linalg.cholesky_ex(curved_KK)
+    return torch.cholesky_solve(gradient_K[:, None], factor_KK)[:, 0]

@@ -93,11 +93,12 @@ class PartialLikelihood:
             inverse_E=inverse_E,
         )
 
-    def curvature(self, slope: Slope, direction_N: Tensor) -> Tensor:
-        """(N,) second derivative of the value at a slope, times a direction of log hazards."""
-        mean_E = self._at_risk(slope.weight_N * direction_N) * slope.inverse_E
-        drawn_N = slope.weight_N * self._since_start(mean_E * slope.inverse_E)
-        return slope.expected_N * direction_N - drawn_N
+    def curvature(self, slope: Slope, direction_NK: Tensor) -> Tensor:
+        """(N, K) second derivative of the value at a slope, times directions of log hazards."""
+        weight_N1, inverse_E1 = slope.weight_N[:, None], slope.inverse_E[:, None]
+        mean_EK = self._at_risk(weight_N1 * direction_NK) * inverse_E1
+        drawn_NK = weight_N1 * self._since_start(mean_EK * inverse_E1)
+        return slope.expected_N[:, None] * direction_NK - drawn_NK
 
     def baseline_steps(self, log_hazard_N: Tensor) -> Tensor:
         """(U,) Breslow's steps of the cumulative hazard of a row of log hazard 0."""
@@ -106,21 +107,26 @@ class PartialLikelihood:
         return self._by_time(self.event_N, self.place_N) / at_risk_U / largest.exp()
 
     def _by_time(self, value: Tensor, place: Tensor) -> Tensor:
-        zero_U = torch.zeros(self.n_times, dtype=torch.float64, device=value.device)
-        return zero_U.index_add(0, place, value)
+        zero_U = value.new_zeros((self.n_times, *value.shape[1:]))
+        return zero_U.index_add_(0, place, value)
 
     def _risk_sums(self, value_N: Tensor) -> Tensor:
         return self._by_time(value_N, self.place_N).flip(0).cumsum(0).flip(0)
 
     def _at_risk(self, value_N: Tensor) -> Tensor:
-        """(E,) sum over the rows at risk at each event, less its share of the tied ones."""
+        """(E, ...) sum over the rows at risk at each event, less its share of the tied ones."""
         place_E = self.place_N[self.event_row_E]
         tied_U = self._by_time(value_N[self.event_row_E], place_E)
-        return self._risk_sums(value_N)[place_E] - self.share_E * tied_U[place_E]
+        share_E = _along(self.share_E, value_N)
+        return self._risk_sums(value_N)[place_E] - share_E * tied_U[place_E]
 
     def _since_start(self, value_E: Tensor) -> Tensor:
-        """(N,) sum over the events at which each row was at risk: the transpose of ``_at_risk``."""
+        """(N, ...) sum over the events at which each row was at risk: ``_at_risk`` transposed."""
         place_E = self.place_N[self.event_row_E]
         until_U = self._by_time(value_E, place_E).cumsum(0)
-        tied_U = self._by_time(self.share_E * value_E, place_E)
-        return until_U[self.place_N] - self.event_N * tied_U[self.place_N]
+        tied_U = self._by_time(_along(self.share_E, value_E) * value_E, place_E)
+        return until_U[self.place_N] - _along(self.event_N, value_E) * tied_U[self.place_N]
+
+
+def _along(number: Tensor, like: Tensor) -> Tensor:
+    return number.reshape(-1, *[1] * (like.ndim - 1))
