@@ -1,3 +1,6 @@
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -6,6 +9,7 @@ from sklearn.metrics import balanced_accuracy_score
 from anlage.probes.linear.eva import eva_patience, linear_probe_eva
 from reference.slow_minibatch_probes import eva_probe
 
+GOLDEN = Path(__file__).parents[2] / "golden"
 SHORT = {"n_steps": 300, "batch": 32}
 
 
@@ -128,6 +132,27 @@ def test_a_class_that_validation_lacks_is_left_out_of_its_score(side) -> None:
     with pytest.warns(UserWarning, match="y_pred contains classes not in y_true"):
         expected = eva_probe(train, code, n_classes=4, seed=0, validation=validation, **SHORT)
     assert f"step {expected[2]} " in head.note
+
+
+@pytest.mark.parametrize("loss", ["softmax", "sigmoid"])
+def test_the_code_reading_is_what_kaiko_eva_itself_trains(loss) -> None:
+    golden = json.loads((GOLDEN / "eva_probe.json").read_text(encoding="utf-8"))
+    expected = golden[loss]
+    train, held = (np.array(expected[name], np.float32) for name in ("embedding", "held"))
+    head = linear_probe_eva(
+        train,
+        expected["code"],
+        validation=(held, expected["held_code"]),
+        n_runs=1,
+        loss=loss,
+        reading="code",
+        **golden["settings"],
+    )[0]
+    assert head.note == f"seed 4, step {expected['step']} of 300"
+    n_outputs = len(expected["bias"])
+    weight, bias = torch.tensor(expected["weight"]), torch.tensor(expected["bias"])
+    torch.testing.assert_close(head.weight_CD[-n_outputs:], weight, atol=1e-6, rtol=0)
+    torch.testing.assert_close(head.bias_C[-n_outputs:], bias, atol=1e-6, rtol=0)
 
 
 def test_patience_is_that_of_evas_configurations() -> None:
