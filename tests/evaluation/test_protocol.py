@@ -29,6 +29,14 @@ def test_train_test_is_asked_for_by_name(make_tiles) -> None:
     assert (len(split.train), len(split.test)) == (16, 16)
 
 
+def test_validation_rows_train_since_nothing_is_chosen_on_them(make_tiles, change_rows) -> None:
+    path = make_tiles(columns=("case", "split"))
+    change_rows(path, lambda rows: [r | ({"split": "val"} if r["case"] == "c1" else {})
+                                    for r in rows])  # fmt: skip
+    (split,) = splits_of(open_tiles(path), "train-test", seed=0, k=3)
+    assert (len(split.train), len(split.test), len(split.validation)) == (16, 16, 0)
+
+
 def test_a_class_of_one_case_is_never_trained_on(make_tiles, change_rows) -> None:
     path = make_tiles()
 

@@ -72,14 +72,7 @@ def splits_of_file(tiles: LabelledTiles, path: str | Path, *, k: int) -> tuple[l
             refuse its splits.
     """
     read, sha256 = read_splits(path, tiles.group_N, tiles.group_N)
-    splits = [
-        Split(
-            name=split.name,
-            train=np.sort(np.concatenate([split.train, split.validation])),
-            test=split.test,
-        )
-        for split in read
-    ]
+    splits = [_with_validation_rows(split) for split in read]
     n_tests_N = np.bincount(np.concatenate([split.test for split in splits]))
     if n_tests_N.max() > 1:
         group = tiles.group_N[n_tests_N.argmax()]
@@ -114,13 +107,19 @@ def _splits(tiles: LabelledTiles, protocol: Protocol, seed: int) -> list[Split]:
     if protocol == "folds" and tiles.fold_N is not None:
         return given_folds(tiles.fold_N, tiles.group_N)
     if protocol == "train-test" and tiles.side_N is not None:
-        return train_test(tiles.side_N, tiles.group_N)
+        return [_with_validation_rows(split) for split in train_test(tiles.side_N, tiles.group_N)]
     column = {"folds": "fold", "train-test": "split"}.get(protocol)
     msg = (
         f"protocol {protocol!r} needs a column {column!r} in the CSV; got none. "
         "Add it, or choose leave-one-group-out or grouped-folds."
     )
     raise ValueError(msg)
+
+
+def _with_validation_rows(split: Split) -> Split:
+    """The split with its validation rows on the train side."""
+    train = np.sort(np.concatenate([split.train, split.validation]))
+    return Split(name=split.name, train=train, test=split.test)
 
 
 def _check(tiles: LabelledTiles, splits: Sequence[Split], k: int) -> None:
