@@ -27,9 +27,7 @@ def studies():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "name", ["balanced accuracy, 2 classes", "balanced accuracy, 3 mixed classes"]
-)
+@pytest.mark.parametrize("name", ["balanced accuracy, 3 mixed classes"])
 def test_at_100_patients_the_default_interval_holds_the_truth_in_93_to_97_percent(
     studies, name
 ) -> None:
