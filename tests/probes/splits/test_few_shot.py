@@ -43,10 +43,13 @@ def test_every_row_is_as_likely_at_every_place():
 
 
 def test_blocks_of_the_shuffle_change_nothing(monkeypatch):
+    some = _without_replacement(np.random.default_rng(5), 30, 9, 20)
     whole = _without_replacement(np.random.default_rng(5), 30, 30, 20)
     monkeypatch.setattr("anlage.probes.splits.few_shot.TABLE_VALUES", 100)  # 3 episodes at a time
     blocks = _without_replacement(np.random.default_rng(5), 30, 30, 20)
     assert (whole == blocks).all()
+    assert (some == _without_replacement(np.random.default_rng(5), 30, 9, 20)).all()
+    assert (some == whole[:, :9]).all()
     assert (np.sort(whole, axis=1) == np.arange(30)).all()
 
 

@@ -292,10 +292,9 @@ def _without_replacement(
         for step, pick_B in enumerate(pick_KB):
             drawn_EK[first + row_B, step] = table_BN[row_B, pick_B]
             table_BN[row_B, pick_B] = table_BN[row_B, step]
-        is_last = first + n_block >= n_episodes
-        for step, pick_B in enumerate(() if is_last else pick_KB):  # undo, for the next block
-            table_BN[row_B, pick_B] = pick_B
-            table_BN[row_B, step] = step
+        if first + n_block < n_episodes:  # undo, for the next block
+            for pick_B in pick_KB:
+                table_BN[row_B, pick_B] = pick_B
     return drawn_EK
 
 
