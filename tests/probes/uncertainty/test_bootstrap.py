@@ -5,6 +5,7 @@ from sklearn.metrics import balanced_accuracy_score, r2_score, roc_auc_score
 
 from anlage.probes.metrics.classification import ACCURACY, BALANCED_ACCURACY
 from anlage.probes.metrics.metric import metric_of_rows
+from anlage.probes.metrics.ranking import AUROC
 from anlage.probes.uncertainty import resampling
 from anlage.probes.uncertainty.bootstrap import cluster_bootstrap
 from reference.slow_bootstrap import slow_bootstrap
@@ -68,10 +69,12 @@ def test_any_function_of_rows_gives_what_the_fast_metric_gives(scored) -> None:
         bounds=(0, 1),
         has_classes=True,
     )
-    for stratify in (True, False):
-        there, here = (
-            cluster_bootstrap(m, (truth, predicted), group, n_resamples=60, stratify=stratify)
-            for m in (slow, BALANCED_ACCURACY)
+    here = cluster_bootstrap(
+        BALANCED_ACCURACY, (truth, predicted), group, n_resamples=60, stratify=False
+    )
+    for stratify in (True, False):  # whole rows have no fractions of weights: never in strata
+        there = cluster_bootstrap(
+            slow, (truth, predicted), group, n_resamples=60, stratify=stratify
         )
         assert there.low == pytest.approx(here.low)
         assert there.high == pytest.approx(here.high)
@@ -133,7 +136,7 @@ def test_resamples_without_a_value_are_counted_and_left_out(generator) -> None:
     assert free.n_undefined == pytest.approx(400 * (10 / 12) ** 12, abs=30)
     assert free.n_undefined == free.n_short_of_a_class
     assert np.isfinite([free.low, free.high]).all()
-    kept = cluster_bootstrap(AUROC_OF_ROWS, (truth, score), group, n_resamples=400, stratify=True)
+    kept = cluster_bootstrap(AUROC, (truth, score), group, n_resamples=400, stratify=True)
     assert (kept.n_undefined, kept.n_short_of_a_class) == (0, 0)
     assert f"{free.n_undefined} resamples without a value left out" in free.in_words()
 
@@ -141,9 +144,7 @@ def test_resamples_without_a_value_are_counted_and_left_out(generator) -> None:
 @pytest.mark.filterwarnings("ignore:Only one class is present")
 def test_without_the_only_positive_nothing_is_known() -> None:
     columns = ([1, 0, 0, 0], [0.7, 0.8, 0.2, 0.1])
-    interval = cluster_bootstrap(
-        AUROC_OF_ROWS, columns, np.arange(4), n_resamples=50, stratify=True
-    )
+    interval = cluster_bootstrap(AUROC, columns, np.arange(4), n_resamples=50, stratify=True)
     assert (interval.t_low, interval.t_high) == (0, 1)
     assert interval.n_always_drawn == 1
 

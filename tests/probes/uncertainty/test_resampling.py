@@ -30,9 +30,18 @@ def test_each_stratum_keeps_its_number_and_is_drawn_evenly() -> None:
     stratum = np.array([2, 0, 0, 7, 2, 0, 2, 2])
     drawn = weights(8, n_resamples=4000, seed=0, stratum_G=stratum)
     for name, size in ((0, 3), (2, 4), (7, 1)):
-        assert (drawn[:, stratum == name].sum(1) == size).all()
+        np.testing.assert_allclose(drawn[:, stratum == name].sum(1), size)
     np.testing.assert_allclose(drawn.mean(0), 1, atol=0.06)
-    np.testing.assert_allclose(drawn[:, 1].var(), 3 * (1 / 3) * (2 / 3), atol=0.05)
+    assert set(np.unique(drawn[:, 1])) == {0, 1.5, 3}  # two drawings of three groups
+
+
+@pytest.mark.parametrize("size", [2, 5])
+def test_a_mean_within_a_stratum_spreads_as_a_mean_of_its_groups_does(generator, size) -> None:
+    """The unbiased variance of a mean, s^2 / m; plain draws of m give (m - 1) / m of it."""
+    value = generator.normal(size=size)
+    stratum = np.repeat([0, 1], [size, 3])
+    drawn = weights(size + 3, n_resamples=20_000, seed=1, stratum_G=stratum)[:, :size]
+    assert (drawn @ value / size).var() == pytest.approx(value.var(ddof=1) / size, rel=0.05)
 
 
 def test_one_stratum_is_none_and_blocks_change_nothing(monkeypatch) -> None:

@@ -31,6 +31,7 @@ class Metric:
         bounds: Smallest and largest possible value.
         is_better_larger: False for errors, such as the Brier score.
         has_classes: The first column holds classes, of which a resample can run short.
+        takes_fractions: Whether weights may be fractions, as those of stratified resamples are.
         over_groups: From the columns (numpy arrays), (N,) int64 codes of the rows' groups and the
             number of groups to a ``Statistic``. Checks the columns and refuses them by name, and
             refuses rows on which the metric has no value; counts once, so that thousands of
@@ -42,6 +43,7 @@ class Metric:
     bounds: tuple[float, float]
     is_better_larger: bool = True
     has_classes: bool = True
+    takes_fractions: bool = True
     over_groups: Callable[[Columns, NDArray[np.int64], int], Statistic]
 
     def __call__(self, *columns: Rows) -> float:
@@ -90,7 +92,8 @@ def metric_of_rows(
 ) -> Metric:
     """A metric from any function of rows, recomputed on the gathered rows of each resample.
 
-    As slow as the function; for metrics that have no faster form, and for users' own.
+    As slow as the function; for metrics that have no faster form, and for users' own. It gathers
+    whole rows, so its resamples are never stratified.
 
     Args:
         function: Takes the columns, (N, ...) each, gives a number; on a resample it may raise
@@ -128,6 +131,7 @@ def metric_of_rows(
         bounds=bounds,
         is_better_larger=is_better_larger,
         has_classes=has_classes,
+        takes_fractions=False,
         over_groups=over_groups,
     )
 

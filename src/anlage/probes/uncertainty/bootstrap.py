@@ -33,7 +33,7 @@ class Resampling:
     n_resamples: int = 2000
     seed: int = 0
     method: Method = "bca"
-    stratify: bool = False
+    stratify: bool = True
     confidence: float = 0.95
 
     def __post_init__(self) -> None:
@@ -80,16 +80,17 @@ def cluster_bootstrap(
     n_resamples: int = 2000,
     seed: int = 0,
     method: Method = "bca",
-    stratify: bool = False,
+    stratify: bool = True,
     confidence: float = 0.95,
 ) -> Interval:
     """A metric with its bootstrap interval over groups, and a t-interval beside it.
 
-    A resample draws G of the G groups with replacement, each with all its rows. With ``stratify``
-    as many groups are drawn of each stratum as it has, so that no class vanishes (which stratum a
-    mixed group is in: ``strata_of_classes``); off unless asked for, since its intervals are too
-    narrow (docs/probes/uncertainty.md). A group that is alone in its stratum is in every
-    resample once: the interval is too narrow by what such groups would vary; they are counted.
+    A resample draws groups with replacement, each with all its rows. With ``stratify`` they are
+    drawn within strata of classes (which stratum a mixed group is in: ``strata_of_classes``; how:
+    ``resample_weights``), so that no class vanishes; metrics without classes, and those that need
+    whole rows (``metric_of_rows``), are resampled without strata. A group that is alone in its
+    stratum always weighs 1: the interval is too narrow by what such groups would vary; they are
+    counted.
     Resamples in which a class vanishes all the same are counted, and kept if the metric has a value
     without it; those without a value are counted and left out. float64; weights of at most 4
     million groups in memory at a time, same draws for every size of block.
@@ -112,7 +113,11 @@ def cluster_bootstrap(
             value on these rows or on no resample.
     """
     settings = Resampling(
-        n_resamples=n_resamples, seed=seed, method=method, stratify=stratify, confidence=confidence
+        n_resamples=n_resamples,
+        seed=seed,
+        method=method,
+        stratify=stratify and metric.takes_fractions,
+        confidence=confidence,
     )
     arrays = columns_of("cluster_bootstrap", metric, columns)
     groups = groups_of("cluster_bootstrap", group_N, arrays[0], has_classes=metric.has_classes)

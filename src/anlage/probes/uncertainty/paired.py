@@ -25,7 +25,7 @@ def paired_bootstrap(
     n_resamples: int = 2000,
     seed: int = 0,
     method: Method = "bca",
-    stratify: bool = False,
+    stratify: bool = True,
     confidence: float = 0.95,
 ) -> Interval:
     """Difference of a metric, model a minus model b, on the same rows and the same resamples.
@@ -54,7 +54,11 @@ def paired_bootstrap(
             two groups, or the metric has no value.
     """
     settings = Resampling(
-        n_resamples=n_resamples, seed=seed, method=method, stratify=stratify, confidence=confidence
+        n_resamples=n_resamples,
+        seed=seed,
+        method=method,
+        stratify=stratify and metric.takes_fractions,
+        confidence=confidence,
     )
     a, b = columns_of_two("paired_bootstrap", metric, columns_a, columns_b)
     groups = groups_of("paired_bootstrap", group_N, a[0], has_classes=metric.has_classes)

@@ -67,11 +67,14 @@ def strata_of_classes(count_GC: NDArray[np.float64]) -> NDArray[np.int64]:
 def resample_weights(
     n_groups: int, *, n_resamples: int, seed: int, stratum_G: NDArray[np.int64] | None = None
 ) -> Iterator[NDArray[np.float64]]:
-    """How often each group is drawn in each bootstrap resample, a block of resamples at a time.
+    """Weight of each group in each bootstrap resample, a block of resamples at a time.
 
     Without strata, resample r draws the groups
-    ``default_rng(seed).integers(n_groups, size=(R, n_groups))[r]``. With them, as many groups are
-    drawn from each stratum as it has; one stratum is none. The same for every size of block.
+    ``default_rng(seed).integers(n_groups, size=(R, n_groups))[r]``, and a weight says how often.
+    With them, from a stratum of m groups m - 1 are drawn and each drawing weighs m / (m - 1): plain
+    draws of m spread by (m - 1) / m of what they should, which halves the variance of a stratum
+    of two. A group alone in its stratum always weighs 1. One stratum is none. The same for every
+    size of block.
 
     Args:
         n_groups: G.
@@ -80,28 +83,33 @@ def resample_weights(
         stratum_G: (G,) stratum of each group.
 
     Yields:
-        (r, G) float64 counts, each row sums to G; a block holds at most 4 million of them.
+        (r, G) float64, each row sums to G; a block holds at most 4 million of them.
+
+    Source: Rao and Wu 1988, Resampling inference with complex survey data, JASA 83:231, with
+    m - 1 draws from each stratum.
     """
+    strata = np.zeros(n_groups, dtype=np.int64) if stratum_G is None else stratum_G
+    order_G = np.argsort(strata, kind="stable")
+    _, first_S, code_G, size_S = np.unique(
+        strata[order_G], return_index=True, return_inverse=True, return_counts=True
+    )
+    is_drawn_G = np.ones(n_groups, dtype=np.bool_)
+    scale_G = np.ones(n_groups)
+    if len(size_S) > 1:
+        is_drawn_G[first_S[size_S > 1]] = False
+        scale_G[order_G] = (size_S / np.maximum(size_S - 1, 1))[code_G]
+    low, high = first_S[code_G][is_drawn_G], (first_S + size_S)[code_G][is_drawn_G]
     generator = np.random.default_rng(seed)
-    order_G = np.arange(n_groups)
-    start_G, end_G = np.zeros(n_groups, dtype=np.int64), np.full(n_groups, n_groups)
-    if stratum_G is not None:
-        order_G = np.argsort(stratum_G, kind="stable")
-        _, first_S, code_G, size_S = np.unique(
-            stratum_G[order_G], return_index=True, return_inverse=True, return_counts=True
-        )
-        start_G, end_G = first_S[code_G], (first_S + size_S)[code_G]
-    is_one = bool((start_G == 0).all())
     n_block = max(1, BLOCK_WEIGHTS // n_groups)
     for start in range(0, n_resamples, n_block):
-        shape = (min(n_block, n_resamples - start), n_groups)
-        if is_one:
-            place = generator.integers(n_groups, size=shape)
+        n_rows = min(n_block, n_resamples - start)
+        if len(size_S) == 1:
+            place = generator.integers(n_groups, size=(n_rows, n_groups))
         else:
-            place = generator.integers(start_G, end_G, size=shape)
-        cell = np.arange(shape[0])[:, None] * n_groups + order_G[place]
-        counted = np.bincount(cell.ravel(), minlength=shape[0] * n_groups)
-        yield counted.reshape(shape).astype(np.float64)
+            place = generator.integers(low, high, size=(n_rows, len(low)))
+        cell = np.arange(n_rows)[:, None] * n_groups + order_G[place]
+        counted = np.bincount(cell.ravel(), minlength=n_rows * n_groups)
+        yield counted.reshape(n_rows, n_groups) * scale_G
 
 
 def leave_one_out_weights(n_groups: int) -> Iterator[NDArray[np.float64]]:
