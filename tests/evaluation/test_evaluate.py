@@ -13,8 +13,11 @@ from anlage.encoders.folder import save_encoder
 from anlage.errors import EncoderError, LabelledDataError
 from anlage.evaluation import evaluate
 from anlage.evaluation.evaluate import evaluate_encoder
+from anlage.evaluation.labelled_tiles import LabelledTiles
 from anlage.evaluation.result import read_result
+from anlage.evaluation.split_files import read_splits
 from anlage.probes.metrics.classification import BALANCED_ACCURACY
+from anlage.probes.uncertainty.bootstrap import cluster_bootstrap
 from anlage.probes.uncertainty.permutation import paired_permutation
 
 SMALL = {"n_resamples": 50, "k": 3, "batch_size": 5}
@@ -67,6 +70,40 @@ def test_scores_and_differences_follow_from_the_predictions(
         )
 
 
+def test_the_settings_name_the_interval_that_was_made(make_encoder, make_tiles, tmp_path) -> None:
+    result = evaluate_encoder(make_encoder(), make_tiles(), tmp_path, **SMALL)
+    assert result.settings["interval"] == "stratified bca"
+    rows = pq.read_table(tmp_path / "predictions.parquet").to_pydict()
+    for score in result.scores:
+        made = cluster_bootstrap(
+            BALANCED_ACCURACY,
+            (np.array(rows["label"]), np.array(rows[f"{score.model}_{score.probe}"])),
+            np.array(rows["group"]),
+            n_resamples=50,
+            method="bca",
+            stratify=True,
+        )
+        assert score.balanced_accuracy == made
+
+
+def test_a_result_from_before_p_values_reads(make_encoder, make_tiles, tmp_path) -> None:
+    result = evaluate_encoder(make_encoder(), make_tiles(), tmp_path, **SMALL)
+    path = tmp_path / "result.json"
+    old = json.loads(path.read_text())
+    newer = ("method", "n_undefined", "n_always_drawn", "confidence", "p_value")
+    for item in old["comparisons"]:
+        del item["p_adjusted"]
+    for interval in [item["difference"] for item in old["comparisons"]] + [
+        item["balanced_accuracy"] for item in old["scores"]
+    ]:
+        for name in newer:
+            del interval[name]
+    path.write_text(json.dumps(old))
+    read = read_result(path)
+    assert [item.p_adjusted for item in read.comparisons] == [None] * 4
+    assert read.scores[0].balanced_accuracy.low == result.scores[0].balanced_accuracy.low
+
+
 def test_p_values_are_the_permutation_tests_adjusted_for_all_comparisons(
     make_encoder, make_tiles, tmp_path
 ) -> None:
@@ -99,6 +136,17 @@ def test_splits_written_by_one_evaluation_are_taken_by_the_next(
     table.write_text(table.read_text().replace("c0,test,train", "c0,test,val"))
     third = evaluate_encoder(encoder, tiles, tmp_path / "c", splits=table, **SMALL)
     assert third.scores == first.scores  # nothing is chosen on validation rows: they train
+
+
+def test_splits_by_a_column_of_any_name_are_taken_again(
+    make_encoder, make_tiles, change_rows, tmp_path
+) -> None:
+    path = make_tiles(columns=("case",))
+    change_rows(path, lambda rows: [{"donor": row.pop("case"), **row} for row in rows])
+    tiles, out = LabelledTiles.open(path, group="donor"), tmp_path / "out"
+    result = evaluate_encoder(make_encoder(), tiles, out, **SMALL)
+    splits, _ = read_splits(out / "splits.csv", tiles.group_N, tiles.group_N)
+    assert len(splits) == result.n_splits == 8
 
 
 @pytest.mark.parametrize(

@@ -42,6 +42,11 @@ def test_refuses_with_the_path(tmp_path, content, match) -> None:
     assert str(path) in str(refusal.value)
 
 
+def test_refuses_a_folder(tmp_path) -> None:
+    with pytest.raises(LabelledDataError, match=r"cannot be read.*Name a CSV or TSV"):
+        read_splits(tmp_path, PATIENT, PATIENT)
+
+
 def test_refuses_a_patient_on_two_sides_through_slides(tmp_path) -> None:
     path = tmp_path / "splits.csv"
     path.write_text("slide_id,split\ns0,train\ns1,test\ns2,test\n")

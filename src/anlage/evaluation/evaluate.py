@@ -42,6 +42,7 @@ from anlage.evaluation.scoring import Predictions, comparisons_of, predict, scor
 from anlage.evaluation.split_files import write_splits
 from anlage.files import replace_whole
 from anlage.probes.splits.split import Split
+from anlage.probes.splits.tables import KEY_COLUMNS
 from anlage.probes.unsupervised import rankme
 from anlage.provenance import git_commit, versions
 
@@ -114,7 +115,8 @@ def evaluate_encoder(
     result = _result(
         encoder, tiles, used, features=features, predictions=predictions, settings=settings
     )
-    write_splits(output / SPLITS, used, tiles.group_N, key_column=tiles.group_column)
+    key_column = tiles.group_column if tiles.group_column in KEY_COLUMNS else "group"
+    write_splits(output / SPLITS, used, tiles.group_N, key_column=key_column)
     _write_predictions(output / "predictions.parquet", tiles, predictions, result)
     write_result(output / "result.json", result)
     return result

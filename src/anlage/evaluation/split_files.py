@@ -48,6 +48,9 @@ def read_splits(
         return splits_from_table(table, key_N, group_N, is_exact=is_exact), table.sha256
     except FileNotFoundError as error:
         raise LabelledDataError(path, "does not exist. Name a CSV or TSV of splits.") from error
+    except OSError as error:
+        message = f"cannot be read: {error.strerror}. Name a CSV or TSV of splits."
+        raise LabelledDataError(path, message) from error
     except (UnicodeDecodeError, csv.Error) as error:
         message = f"is no UTF-8 CSV or TSV: {error}. Save it as one."
         raise LabelledDataError(path, message) from error
