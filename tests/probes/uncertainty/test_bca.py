@@ -56,3 +56,14 @@ def test_acceleration_is_within_strata() -> None:
     stratum = np.array([0, 0, 0, 1, 1, 1, 2])
     assert distribution(np.arange(9.0), 4.0, leave_out, stratum).acceleration() == pytest.approx(0)
     assert distribution(np.arange(9.0), 4.0, leave_out).acceleration() != 0
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.parametrize("is_bca", [False, True])
+def test_resamples_of_exactly_0_speak_for_0(sign, is_bca) -> None:
+    """40 of 1,000 are 0 and none is beyond: the 95 % interval ends at 0, so p is above 0.05."""
+    value = sign * np.r_[np.zeros(40), np.linspace(0.1, 0.9, 960)]
+    ours = distribution(value, float(np.median(value)), np.array([-1.0, 0, 1]))
+    ends = ours.bca_ends(0.95) if is_bca else ours.percentile_ends(0.95)
+    assert 0 in ends
+    assert ours.p_value(is_bca=is_bca) == pytest.approx(0.08)

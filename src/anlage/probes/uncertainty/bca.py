@@ -34,10 +34,8 @@ class BootstrapDistribution:
 
         Equal means within 1e-12 of the larger of 1 and the value: sums in another order differ.
         """
-        tie = TIE * max(1.0, abs(value))
-        n_below = np.count_nonzero(self.value_R < value - tie)
-        n_equal = np.count_nonzero(np.abs(self.value_R - value) <= tie)
-        return float((n_below + n_equal / 2) / len(self.value_R))
+        below, up_to = self._shares(value)
+        return (below + up_to) / 2
 
     def is_constant(self) -> bool:
         """Whether all resamples gave the estimate, so that the interval is a point."""
@@ -86,21 +84,34 @@ class BootstrapDistribution:
     def p_value(self, *, is_bca: bool) -> float:
         """Two-sided p of a true value of 0.
 
-        The smallest 1 - confidence whose interval, percentile or BCa, leaves out 0. Where
-        no resample reaches 0, as if one in R + 1 did: R resamples cannot show less.
+        The smallest 1 - confidence whose interval, percentile or BCa, leaves out 0; a resample
+        that is 0 holds it back from both sides. Where no resample reaches 0, as if one in R + 1
+        did: R resamples cannot show less.
         """
         if self.is_constant():
             return float(abs(self.estimate) <= TIE) or 2 / (len(self.value_R) + 1)
+        below, up_to = self._shares(0.0)
+        low_end = ndtr(self._level(up_to, is_bca=is_bca))
+        high_end = ndtr(-self._level(below, is_bca=is_bca))
+        return float(min(1.0, 2 * max(min(low_end, high_end), 1 / (len(self.value_R) + 1))))
+
+    def _level(self, share: float, *, is_bca: bool) -> float:
+        """The level, as a normal quantile, whose end is this quantile of the resamples."""
         edge = 1 / (len(self.value_R) + 1)
-        z = float(ndtri(min(max(self.share_below(0.0), edge), 1 - edge)))
+        z = float(ndtri(min(max(share, edge), 1 - edge)))
         bias = float(ndtri(self.share_below(self.estimate))) if is_bca else 0.0
-        if is_bca and np.isfinite(bias):
-            shifted = z - bias
-            scale = 1 + self.acceleration() * shifted
-            if scale <= 0:
-                return max(2 * edge, 0.0)
-            z = shifted / scale - bias
-        return float(min(1.0, max(2 * ndtr(-abs(z)), 2 * edge)))
+        if not is_bca or not np.isfinite(bias):
+            return z
+        shifted = z - bias
+        scale = 1 + self.acceleration() * shifted
+        return shifted / scale - bias if scale > 0 else float(np.copysign(np.inf, shifted))
+
+    def _shares(self, value: float) -> tuple[float, float]:
+        """Shares of the resamples below a value, and up to it; equal as in ``share_below``."""
+        tie = TIE * max(1.0, abs(value))
+        n_below = np.count_nonzero(self.value_R < value - tie)
+        n_up_to = np.count_nonzero(self.value_R <= value + tie)
+        return n_below / len(self.value_R), n_up_to / len(self.value_R)
 
     def _quantiles(self, low: float, high: float) -> tuple[float, float]:
         ends = np.quantile(self.value_R, [low, high])
