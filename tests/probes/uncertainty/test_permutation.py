@@ -7,6 +7,7 @@ from scipy import stats
 from anlage.probes.metrics.classification import ACCURACY, BALANCED_ACCURACY
 from anlage.probes.metrics.metric import metric_of_rows
 from anlage.probes.metrics.ranking import AUROC
+from anlage.probes.metrics.selective import AURC
 from anlage.probes.uncertainty import permutation
 from anlage.probes.uncertainty.permutation import paired_permutation
 from reference.slow_delong import kernel
@@ -113,6 +114,26 @@ def test_scores_are_ranked_within_each_model_for_metrics_of_order(scores) -> Non
     assert test.used_ranks
     other_scale = paired_permutation(AUROC, (truth, a), (truth, np.exp(9 * b) - 5), group)
     assert other_scale == test
+
+
+def test_whole_numbers_as_scores_are_ranked_too_whichever_model_comes_first(scores) -> None:
+    """A grade beside a risk: whole numbers on one scale, fractions on another."""
+    truth, a, b, group = scores
+    grade, risk = np.round(2 * a).astype(int), 100 * b
+    there = paired_permutation(AUROC, (truth, grade), (truth, risk), group)
+    back = paired_permutation(AUROC, (truth, risk), (truth, grade), group)
+    assert there == paired_permutation(AUROC, (truth, grade / 7), (truth, risk), group)
+    assert (there.used_ranks, back.used_ranks) == (True, True)
+    assert there.p_value == back.p_value
+
+
+def test_only_the_columns_whose_order_counts_are_ranked(generator) -> None:
+    truth, group = np.arange(8) % 2, np.arange(8)
+    a, b = generator.integers(0, 2, (2, 8))
+    sure_a, sure_b = generator.random((2, 8))
+    test = paired_permutation(AURC, (truth, a, sure_a), (truth, b, 50 * sure_b), group)
+    assert test.used_ranks
+    assert test == paired_permutation(AURC, (truth, a, 3 * sure_a), (truth, b, sure_b), group)
 
 
 def test_probabilities_stay_what_they_are_for_metrics_of_their_size(scores) -> None:

@@ -71,8 +71,8 @@ def paired_permutation(
         group_N: (N,) group (patient) of each row.
         n_permutations: Swappings drawn; all 2^G are tried where they are no more than this.
         seed: Of the draws.
-        rank_scores: Whether to rank; None finds out by ranking the columns of floating type that
-            differ between the models and looking whether both metrics stay what they were.
+        rank_scores: Whether to rank columns of fractions that differ between the models; None ranks
+            each column of numbers by which both metrics stay what they were.
 
     Returns:
         The difference and its p-value, (1 + n at least as large) / (1 + n_permutations). float64;
@@ -144,18 +144,17 @@ def _exchangeable(
     metric: Metric, a: Columns, b: Columns, *, rank_scores: bool | None
 ) -> tuple[Columns, Columns, bool]:
     """Both models' columns, with scores of different scales made ranks; whether that was done."""
-    if rank_scores is False:
-        return a, b, False
-    is_score = [x.dtype.kind == "f" and not np.array_equal(x, y) for x, y in zip(a, b, strict=True)]
-    ranked = [
-        tuple(_ranks(x) if ranks else x for x, ranks in zip(columns, is_score, strict=True))
-        for columns in (a, b)
-    ]
-    if rank_scores is None and not (
-        any(is_score) and all(_is_same(metric, x, y) for x, y in zip(ranked, (a, b), strict=True))
-    ):
-        return a, b, False
-    return ranked[0], ranked[1], any(is_score)
+    used_ranks = False
+    for place, (x, y) in enumerate(zip(a, b, strict=True)):
+        kinds = {x.dtype.kind, y.dtype.kind}
+        if rank_scores is False or not kinds <= set("iuf") or np.array_equal(x, y):
+            continue
+        ranked = [(*c[:place], _ranks(c[place]), *c[place + 1 :]) for c in (a, b)]
+        if (rank_scores and "f" in kinds) or (
+            _is_same(metric, ranked[0], a) and _is_same(metric, ranked[1], b)
+        ):
+            a, b, used_ranks = ranked[0], ranked[1], True
+    return a, b, used_ranks
 
 
 def _ranks(score: NDArray[Any]) -> NDArray[np.float64]:
@@ -167,5 +166,5 @@ def _ranks(score: NDArray[Any]) -> NDArray[np.float64]:
 def _is_same(metric: Metric, ranked: Columns, raw: Columns) -> bool:
     try:
         return bool(np.isclose(metric(*ranked), metric(*raw), rtol=TIE, atol=TIE))
-    except ValueError:
+    except (ValueError, TypeError, LookupError):  # ranks are no labels
         return False
