@@ -99,7 +99,11 @@ def test_equal_models_are_one_group_and_a_clear_order_is_told() -> None:
     equal = rank_models(np.ones((6, 3)), "abc")
     assert (equal.friedman_p, equal.wilcoxon_groups) == (1, (("a", "b", "c"),))
     clear = rank_models(np.arange(3) + np.linspace(0, 0.5, 12)[:, None], "abc")
-    assert clear.iman_davenport_p == 0
+    assert clear.iman_davenport_p == pytest.approx(6.0**-11)  # 12 tasks of one order of 3
+    few = rank_models([[1, 2, 3], [4, 5, 6]], "abc")
+    assert few.iman_davenport_p == pytest.approx(1 / 6)  # two tasks agree by chance that often
+    tied = rank_models([[1, 2, 2], [4, 5, 5]], "abc")
+    assert tied.iman_davenport_p == pytest.approx(1 / 3)
     assert clear.wilcoxon_groups == (("c",), ("b",), ("a",))
 
 

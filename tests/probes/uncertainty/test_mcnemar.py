@@ -55,5 +55,7 @@ def test_level_of_the_mid_p() -> None:
 def test_refuses_several_rows_of_a_patient() -> None:
     with pytest.raises(ValueError, match="got 2 rows of 'p'. Use paired_permutation"):
         mcnemar([0, 1, 1], [0, 1, 1], [0, 0, 1], ["p", "q", "p"])
+    with pytest.raises(ValueError, match="truth and a and b need labels of one kind"):
+        mcnemar([0, 1], ["0", "1"], [0, 1])
     with pytest.raises(ValueError, match="predicted b needs one value for each of 2 rows"):
         mcnemar([0, 1], [0, 1], [0])

@@ -3,6 +3,7 @@ import pytest
 from scipy import stats
 
 from anlage.probes.metrics.classification import ACCURACY, BALANCED_ACCURACY
+from anlage.probes.metrics.metric import metric_of_rows
 from anlage.probes.metrics.ranking import AUROC
 from anlage.probes.uncertainty.bootstrap import cluster_bootstrap
 from anlage.probes.uncertainty.paired import paired_bootstrap
@@ -119,3 +120,36 @@ def test_refuses(rows, generator) -> None:
         variance_sources(ACCURACY, [columns[0], (1 - truth, columns[1][1])], group)
     with pytest.raises(ValueError, match="folds needs one value for each of 200 rows"):
         variance_sources(ACCURACY, columns, group, fold_N=[0, 1])
+
+
+def test_few_patients_never_show_a_difference(generator) -> None:
+    group = np.repeat(np.arange(10), 20)
+    truth = group % 2
+    a, b = seeds(generator, truth, [0.99] * 4), seeds(generator, truth, [0.5] * 4)
+    found = compare_over_seeds(ACCURACY, a, b, group, n_resamples=200)
+    assert found.data.low > 0
+    assert found.seeds_low > 0
+    assert found.data.is_unreliable
+    assert not found.shows_a_difference
+
+
+def test_folds_of_one_patient_have_no_value_each(generator) -> None:
+    truth, group = np.repeat([0, 1], 20), np.arange(40)
+    columns = [(truth, generator.random(40))]
+    found = variance_sources(AUROC, columns, group, fold_N=group, n_resamples=50)
+    assert found.in_words().splitlines()[-1] == "folds: none of 40 has a value on its own"
+
+
+def test_functions_of_rows_are_scored_over_seeds_too(rows, generator) -> None:
+    truth, group = rows
+    columns = seeds(generator, truth, [0.7, 0.8])
+    slow = metric_of_rows(
+        lambda t, p: float((t == p).mean()),
+        name="slow",
+        columns=("truth", "predicted"),
+        has_classes=True,
+    )
+    found = variance_sources(slow, columns, group, n_resamples=50)
+    assert found.data.estimate == pytest.approx(np.mean([ACCURACY(*c) for c in columns]))
+    compared = compare_over_seeds(slow, columns, columns, group, n_resamples=50)
+    assert compared.data.estimate == 0

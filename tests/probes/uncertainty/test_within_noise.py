@@ -38,6 +38,15 @@ def test_groups_models_that_paired_bootstraps_do_not_tell_apart(models) -> None:
     assert [found.p_value_KK[pair] for pair in pairs] == pytest.approx(holm(raw))
 
 
+def test_few_patients_are_said_to_be_unreliable(models) -> None:
+    columns, group = models
+    rows = group < 9
+    few = {name: tuple(c[rows] for c in given) for name, given in columns.items()}
+    found = models_within_noise(ACCURACY, few, group[rows], n_resamples=200)
+    assert found.n_groups == 9
+    assert found.in_words().endswith(" (9 patients, unreliable)")
+
+
 def test_errors_are_best_where_they_are_smallest(models) -> None:
     columns, group = models
     error = metric_of_rows(

@@ -7,12 +7,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
+from math import factorial, prod
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
 from anlage.probes.uncertainty.multiple_tests import holm
+
+AGREEMENT = 1e-9
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -24,7 +27,8 @@ class ModelRanking:
         average_rank_K: (K,) float64, 1 is best; ties within a task share their ranks.
         n_tasks: T.
         friedman_p: P-value that all models are equal (chi-squared, corrected for ties).
-        iman_davenport_p: The same from the F form, less timid.
+        iman_davenport_p: The same from the F form, less timid; where all tasks agree and F is
+            infinite, the chance of that.
         critical_difference: Nemenyi's: two average ranks further apart than this differ.
         nemenyi_groups: Maximal runs of models within one critical difference.
         wilcoxon_KK: (K, K) p-values of pairwise Wilcoxon signed-rank tests, Holm-adjusted over all
@@ -143,10 +147,17 @@ def _friedman(score_TK: NDArray[np.float64]) -> tuple[float, float]:
         return 1.0, 1.0
     chi, friedman_p = stats.friedmanchisquare(*score_TK.T)
     below = n_tasks * (n_models - 1) - chi
-    if below <= 0:  # all tasks rank all models alike
-        return float(friedman_p), 0.0
+    if below <= AGREEMENT * n_tasks:  # all tasks rank all models alike: F is infinite
+        return float(friedman_p), _odds_of_one_order(score_TK[0], n_tasks)
     freedom = (n_models - 1, (n_models - 1) * (n_tasks - 1))
     return float(friedman_p), float(stats.f.sf((n_tasks - 1) * chi / below, *freedom))
+
+
+def _odds_of_one_order(score_K: NDArray[np.float64], n_tasks: int) -> float:
+    """That T tasks rank K models alike by chance, with the ties they have."""
+    _, n_tied = np.unique(score_K, return_counts=True)
+    n_orders = factorial(len(score_K)) // prod(factorial(int(n)) for n in n_tied)
+    return float(n_orders) ** (1 - n_tasks)
 
 
 def _wilcoxon(score_TK: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -69,8 +69,9 @@ class DelongTest:
         standard_error: Of the difference.
         low: Lower end of its normal interval.
         high: Upper end.
-        z: Difference over its standard error; 0 if the models order all rows alike.
-        p_value: Two-sided.
+        z: Difference over its standard error; 0 if the models order all rows alike. NaN where they
+            differ without any error to be seen, as a perfect model and one that is always wrong.
+        p_value: Two-sided; NaN where z is.
         n_groups: Patients (rows where none were given).
     """
 
@@ -147,10 +148,9 @@ def delong_test(
     difference = float(contrast @ found.auroc_S)
     variance = float(contrast @ found.covariance_SS @ contrast)
     error = float(np.sqrt(max(variance, 0.0)))
+    z = 0.0 if abs(difference) <= 1e-12 else float("nan")
     if error > 1e-12:
         z = difference / error
-    else:  # both order all rows alike, or each separates the classes without an error
-        z = 0.0 if abs(difference) <= 1e-12 else float(np.copysign(np.inf, difference))
     half = float(ndtri((1 + confidence) / 2)) * error
     return DelongTest(
         auroc_a=float(found.auroc_S[0]),

@@ -10,6 +10,7 @@ import numpy as np
 from scipy.stats import binom
 
 from anlage.probes.checks import Rows, labels_of
+from anlage.probes.metrics.classification import refuse_mixed
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -46,13 +47,14 @@ def mcnemar(
         Counts and p-values; both are 1 where the models are right on the same rows.
 
     Raises:
-        ValueError: If a patient has several rows, or lengths differ.
+        ValueError: If a patient has several rows, lengths differ, or numbers stand beside text.
 
     Source: McNemar 1947; mid-p: Fagerland, Lydersen and Laake 2013, BMC Med Res Methodol 13:91.
     """
     truth = labels_of("mcnemar", "truth", truth_N)
     a = labels_of("mcnemar", "predicted a", predicted_a_N, n_rows=len(truth))
     b = labels_of("mcnemar", "predicted b", predicted_b_N, n_rows=len(truth))
+    refuse_mixed("mcnemar", truth=truth, a=a, b=b)
     if group_N is not None:
         _refuse_repeats(labels_of("mcnemar", "groups", group_N, n_rows=len(truth)))
     n_only_a = int(((a == truth) & (b != truth)).sum())

@@ -75,8 +75,10 @@ class VarianceSources:
 
     @staticmethod
     def _folds(folds: Spread, n_digits: int) -> str:
-        low, high = np.nanmin(folds.values), np.nanmax(folds.values)
         n_without = int(np.isnan(folds.values).sum())
+        if n_without == len(folds.values):
+            return f"folds: none of {n_without} has a value on its own"
+        low, high = np.nanmin(folds.values), np.nanmax(folds.values)
         without = f", {n_without} more without a value" if n_without else ""
         return (
             f"folds: {low:.{n_digits}f} to {high:.{n_digits}f} over "
@@ -116,9 +118,10 @@ class SeedComparison:
 
     @property
     def shows_a_difference(self) -> bool:
-        """Patients and seeds both leave 0 out: neither may be explained by the other."""
-        over_seeds = self.seeds_low > 0 or self.seeds_high < 0
-        return over_seeds and (self.data.low > 0 or self.data.high < 0)
+        """Enough patients, and all intervals leave 0 out: over patients (both), over seeds."""
+        d = self.data
+        ends = ((d.low, d.high), (d.t_low, d.t_high), (self.seeds_low, self.seeds_high))
+        return not d.is_unreliable and all(low > 0 or high < 0 for low, high in ends)
 
 
 def variance_sources(
@@ -146,7 +149,7 @@ def variance_sources(
     who = "variance_sources"
     columns = _same_rows(who, metric, columns_S)
     groups = groups_of(who, group_N, columns[0][0], has_classes=metric.has_classes)
-    settings = Resampling(n_resamples=n_resamples, seed=seed)
+    settings = Resampling(n_resamples=n_resamples, seed=seed, stratify=metric.takes_fractions)
     mean = _mean_over_seeds(metric, columns, groups)
     data = interval_over_groups(metric.name, mean, groups, settings, bounds=metric.bounds)
     folds = None
@@ -197,7 +200,7 @@ def compare_over_seeds(
         f"difference of {metric.name}",
         difference,
         groups,
-        Resampling(n_resamples=n_resamples, seed=seed),
+        Resampling(n_resamples=n_resamples, seed=seed, stratify=metric.takes_fractions),
         bounds=(-width, width),
         is_difference=True,
     )

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from anlage.probes.checks import Rows
 from anlage.probes.metrics.metric import Metric
 from anlage.probes.uncertainty.critical_difference import adjusted_pairs, runs_not_apart
+from anlage.probes.uncertainty.interval import FEWEST_RELIABLE_GROUPS
 from anlage.probes.uncertainty.paired import paired_bootstrap
 
 
@@ -27,6 +28,7 @@ class NoiseGroups:
         p_value_KK: (K, K) paired bootstrap p-values, Holm-adjusted over all pairs.
         groups: Maximal runs of models no two of which are told apart; they may overlap.
         level: Chance of any false claim.
+        n_groups: Patients that this rests on; under 20 the level is not kept.
     """
 
     model_K: tuple[str, ...]
@@ -34,10 +36,13 @@ class NoiseGroups:
     p_value_KK: NDArray[np.float64]
     groups: tuple[tuple[str, ...], ...]
     level: float
+    n_groups: int
 
     def in_words(self) -> str:
         """Groups on one line: ``A = B; B = C; D`` (no two of a group are told apart)."""
-        return "; ".join(" = ".join(group) for group in self.groups)
+        line = "; ".join(" = ".join(group) for group in self.groups)
+        is_unreliable = self.n_groups < FEWEST_RELIABLE_GROUPS
+        return f"{line} ({self.n_groups} patients, unreliable)" if is_unreliable else line
 
 
 def models_within_noise(
@@ -88,4 +93,5 @@ def models_within_noise(
         p_value_KK=p_value_KK,
         groups=runs_not_apart(names, p_value_KK <= level),
         level=level,
+        n_groups=found.n_groups,
     )
