@@ -50,21 +50,6 @@ def embedding_tensor(
     return tensor.contiguous()
 
 
-def finite_embeddings(
-    who: str, name: str, embedding_ND: Rows, *, dtype: type[np.floating[Any]] = np.float32
-) -> NDArray[Any]:
-    """``embedding_tensor`` as a numpy array.
-
-    Raises:
-        ValueError: If the array is not 2-D, has no row or column, or holds NaN or an infinity.
-    """
-    kind = {np.float32: torch.float32, np.float64: torch.float64}[dtype]
-    array: NDArray[Any] = embedding_tensor(
-        who, name, embedding_ND, device="cpu", dtype=kind
-    ).numpy()
-    return array
-
-
 def labels_of(who: str, name: str, values: Rows, *, n_rows: int | None = None) -> NDArray[Any]:
     """Labels, groups or folds as a 1-D numpy array of one value a row.
 
@@ -77,7 +62,7 @@ def labels_of(who: str, name: str, values: Rows, *, n_rows: int | None = None) -
     Raises:
         ValueError: If there is not exactly one value a row, or one is missing (NaN or None).
     """
-    array = values.detach().cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)
+    array = _label_array(values)
     if n_rows is None and (array.ndim != 1 or not array.size):
         msg = (
             f"{who}: {name} needs a non-empty list of one value a row; got shape {array.shape}. "
@@ -136,13 +121,19 @@ def train_side(
     """
     train = embedding_tensor(who, "train", train_MD, device=device, dtype=dtype)
     class_C, code_M = class_codes(who, train_label_M, n_rows=len(train))
-    if bool((train == train[:1]).all()):
+    if all_rows_equal(train):
         msg = (
             f"{who}: train needs a feature that varies; got {len(train)} equal rows of width "
             f"{train.shape[1]}. The encoder has collapsed or one tile was embedded many times."
         )
         raise ValueError(msg)
     return train, class_C, code_M.to(train.device)
+
+
+def all_rows_equal(rows_ND: Tensor) -> bool:
+    """Whether every row is the first one; looks at a block of rows at a time."""
+    first_1D = rows_ND[:1]
+    return all(bool((block == first_1D).all()) for block in _row_blocks(rows_ND))
 
 
 def same_width(who: str, train_MD: Tensor, test_ND: Tensor) -> None:
@@ -169,13 +160,16 @@ def _refuse_shape(who: str, name: str, shape: tuple[int, ...]) -> None:
 
 
 def _rows_not_finite(tensor: Tensor) -> NDArray[np.int64]:
-    n_block = max(1, CHECKED_VALUES // tensor.shape[1])
-    for block in torch.split(tensor, n_block):
+    for block in _row_blocks(tensor):
         low, high = block.aminmax()
         if not (low.isfinite() and high.isfinite()):  # aminmax carries NaN through
-            bad = [~rows.isfinite().all(dim=1) for rows in torch.split(tensor, n_block)]
+            bad = [~rows.isfinite().all(dim=1) for rows in _row_blocks(tensor)]
             return torch.cat(bad).nonzero()[:, 0].cpu().numpy()
     return np.empty(0, dtype=np.int64)
+
+
+def _row_blocks(rows_ND: Tensor) -> tuple[Tensor, ...]:
+    return torch.split(rows_ND, max(1, CHECKED_VALUES // rows_ND.shape[1]))
 
 
 def _not_finite(who: str, name: str, bad: list[int], n_rows: int) -> str:
@@ -185,9 +179,31 @@ def _not_finite(who: str, name: str, bad: list[int], n_rows: int) -> str:
     )
 
 
+def _label_array(values: Rows) -> NDArray[Any]:
+    if isinstance(values, Tensor):
+        return values.detach().cpu().numpy()
+    array = np.asarray(values)
+    if array.dtype.kind in "US" and not hasattr(values, "dtype"):
+        kept = np.asarray(values, dtype=object)
+        return kept if len(_missing(kept)) else array  # numpy makes text of a NaN among text
+    return array
+
+
 def _missing(array: NDArray[Any]) -> NDArray[np.int64]:
     if array.dtype.kind == "f":
         return np.flatnonzero(np.isnan(array))
+    if array.dtype.kind in "mM":
+        return np.flatnonzero(np.isnat(array))
     if array.dtype.kind != "O":
         return np.empty(0, dtype=np.int64)
-    return np.flatnonzero([value is None or value != value for value in array.tolist()])  # noqa: PLR0124
+    return np.flatnonzero([_is_missing(value) for value in array.tolist()])
+
+
+def _is_missing(value: object) -> bool:
+    """None, NaN, NaT, and pandas' NA, which is neither equal to itself nor not."""
+    if value is None:
+        return True
+    try:
+        return bool(value != value)  # noqa: PLR0124
+    except TypeError:
+        return True

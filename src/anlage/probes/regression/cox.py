@@ -14,7 +14,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from anlage.probes.checks import Rows, embedding_tensor, labels_of, same_width
+from anlage.probes.checks import Rows, all_rows_equal, embedding_tensor, labels_of, same_width
 from anlage.probes.metrics.survival_times import survival_times
 from anlage.probes.regression.newton import penalised_fit
 from anlage.probes.regression.partial_likelihood import PartialLikelihood, Ties
@@ -236,7 +236,7 @@ def _cohort(
     train = embedding_tensor(who, "train", train_MD, device=device, dtype=torch.float64)
     event, time = survival_times(who, follow_up[1], follow_up[0], n_rows=len(train))
     checked_components(who, n_components, (train.shape[0], train.shape[1]))
-    if bool((train == train[:1]).all()):
+    if all_rows_equal(train):
         msg = (
             f"{who}: train needs a feature that varies; got {len(train)} equal rows of width "
             f"{train.shape[1]}. The encoder has collapsed or one slide was embedded many times."

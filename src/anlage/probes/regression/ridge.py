@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from anlage.probes.checks import Rows, embedding_tensor, labels_of, same_width
+from anlage.probes.checks import Rows, all_rows_equal, embedding_tensor, labels_of, same_width
 from anlage.probes.regression.moments import Moments, moments_of_folds
 from anlage.probes.regression.principal import (
     BLOCK_ROWS,
@@ -41,7 +41,8 @@ class RidgeHead:
         has_one_target: The target came as (M,); predictions are (N,).
         alpha_A: (A,) strengths tried; empty where it was given.
         error_AT: (A, T) squared error on the left-out folds of the train side over that of the
-            mean: 1 for a probe that says nothing. (0, T) where alpha was given.
+            mean: 1 for a probe that says nothing; NaN for a constant target. (0, T) where alpha
+            was given.
     """
 
     weight_TD: Tensor
@@ -91,7 +92,8 @@ def ridge_probe(
         minimise |y - b - z W|^2 + alpha |W|^2,   z: standardised rows along their components
 
     In closed form, exact to float64 rounding: one eigendecomposition of a square of side
-    min(M, D). Memory: the rows in float64 twice.
+    min(M, D). Memory: the rows in float64 twice, and twice more where there are fewer rows than
+    features.
 
     Args:
         train_MD: (M, D) embeddings of the train side.
@@ -166,8 +168,8 @@ def ridge_probe_tuned(
     """Ridge regression whose penalty is chosen on folds of whole patients of the train side.
 
     In each fold PCA and all strengths come from one eigendecomposition, errors from second moments:
-    no row is visited again. Features are scaled once, by the whole train side. Memory: the rows in
-    float64 twice, and n_folds + 3 squares of side min(M, D).
+    no row is visited again. Features are scaled once, by the whole train side. Memory: as
+    ``ridge_probe``, and n_folds + 3 squares of side min(M, D).
 
     Args:
         train_MD: (M, D) embeddings of the train side.
@@ -203,6 +205,7 @@ def ridge_probe_tuned(
         fold_M[fold.test] = number
     parts = moments_of_folds(where.row_MP, target - target.mean(dim=0), fold_M)
     error_AT = _fold_errors(parts, alphas, n_components)
+    error_AT[:, (target == target[:1]).all(dim=0).cpu().numpy()] = np.nan  # not to rounding
     varies_T = ~np.isnan(error_AT[0])
     mean_A = error_AT[:, varies_T].mean(axis=1)
     best_T = np.full(error_AT.shape[1], mean_A.argmin())
@@ -232,7 +235,7 @@ def _checked(
         )
         raise ValueError(msg)
     for name, values in (("train", rows), ("target", target)):
-        if bool((values == values[:1]).all()):
+        if all_rows_equal(values):
             msg = (
                 f"{who}: {name} needs a column that varies; got {len(values)} equal rows of width "
                 f"{values.shape[1]}. Look for a collapsed encoder or an empty panel of targets."
@@ -257,10 +260,7 @@ def _checked_alphas(who: str, alphas: Sequence[float], *, least: float) -> None:
 
 
 def _fitted(
-    where: Coordinates,
-    target_MT: Tensor,
-    alpha_T: NDArray[np.float64],
-    n_components: int | None,
+    where: Coordinates, target_MT: Tensor, alpha_T: NDArray[np.float64], n_components: int | None
 ) -> RidgeHead:
     bias_T = target_MT.mean(dim=0)
     square_K, direction_PK = main_directions(where.row_MP.T @ where.row_MP, n_components)
@@ -282,7 +282,7 @@ def _fitted(
 def _fold_errors(
     folds: list[Moments], alphas: Sequence[float], n_components: int | None
 ) -> NDArray[np.float64]:
-    """(A, T) squared error on left-out folds over that of the overall mean; NaN if constant."""
+    """(A, T) squared error on left-out folds over that of the overall mean."""
     total = Moments.sum_of(folds)
     error_AT = total.square_T.new_zeros((len(alphas), len(total.square_T)))
     for fold in folds:
@@ -297,7 +297,5 @@ def _fold_errors(
             weight_KT = product_KT / (square_K[:, None] + alpha)
             gap_KT = seen_KK @ weight_KT - 2 * seen_KT
             error_AT[place] += judged.square_T + (weight_KT * gap_KT).sum(dim=0)
-    varies_T = total.square_T > 0
-    relative_AT = error_AT / torch.where(varies_T, total.square_T, torch.nan)
-    errors: NDArray[np.float64] = relative_AT.cpu().numpy()
+    errors: NDArray[np.float64] = (error_AT / total.square_T).cpu().numpy()
     return errors
