@@ -188,6 +188,7 @@ def _class_coupling(p_KC: Tensor, share_K: Tensor) -> Tensor:
 def _cholesky(matrix: Tensor, *, jitter: float) -> Tensor:
     """Lower factor; what is added to the diagonal, in place, grows until there is one."""
     while True:
+        assert jitter < float("inf"), "a matrix that is not finite has no factor"
         matrix.diagonal().add_(jitter)
         root: Tensor
         root, failed = torch.linalg.cholesky_ex(matrix)

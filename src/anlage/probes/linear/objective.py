@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 BLOCK_VALUES = {"cpu": 2**20, "cuda": 2**25}
+LINEAR_FROM = 40.0  # log(1 + exp(x)) is x to float64's last bit from here
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -134,7 +135,7 @@ def _cross_entropy(logit_CB: Tensor, code_1B: Tensor) -> tuple[Tensor, Tensor]:
     """
     odds_CB = logit_CB - logit_CB.gather(0, code_1B)
     odds_CB.scatter_(0, code_1B, -torch.inf)
-    loss_B = softplus(odds_CB.logsumexp(dim=0))
+    loss_B = softplus(odds_CB.logsumexp(dim=0), threshold=LINEAR_FROM)
     odds_CB -= loss_B
     excess_CB = odds_CB.exp_()
     return loss_B, excess_CB.scatter_(0, code_1B, -excess_CB.sum(dim=0, keepdim=True))

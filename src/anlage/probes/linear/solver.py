@@ -84,6 +84,7 @@ def minimise(
         elif not state.advance(direction_CE, gap) and not state.restart():
             break
         if state.n_stalled >= MOST_STALLED:
+            state.restart()
             gap = state.direction()[1]
             break
     return state.solution(gap, limit)
@@ -198,8 +199,7 @@ def minimum_along(objective: SoftmaxObjective, direction_CE: Tensor) -> Tensor:
     From zero weights the first direction is that of linear discriminant analysis.
     """
     basis_DR, _ = torch.linalg.qr(direction_CE[:, :-1].T)
-    n_rows = len(objective.train_MD)
-    row_K = sample_rows(n_rows, REDUCED_ROWS, device=objective.code_M.device)
+    row_K, factor_K = _sample_of_all_classes(objective)
     used_DR = basis_DR.to(objective.train_MD.dtype)
     reduced = SoftmaxObjective(
         train_MD=torch.cat(
@@ -209,9 +209,19 @@ def minimum_along(objective: SoftmaxObjective, direction_CE: Tensor) -> Tensor:
             ]
         ),
         code_M=objective.code_M[row_K],
-        weight_M=objective.weight_M[row_K] * (n_rows / len(row_K)),
+        weight_M=objective.weight_M[row_K] * factor_K,
         n_classes=objective.n_classes,
         penalty=objective.penalty,
     )
     small_CR = minimise(reduced, tolerance=REDUCED_TOLERANCE).parameter_CE
     return torch.cat([small_CR[:, :-1] @ basis_DR.T, small_CR[:, -1:]], dim=1)
+
+
+def _sample_of_all_classes(objective: SoftmaxObjective) -> tuple[Tensor, Tensor]:
+    """Rows, and how many rows each stands for; classes that the sample lacks come whole."""
+    code_M, n_rows = objective.code_M, len(objective.code_M)
+    row_K = sample_rows(n_rows, REDUCED_ROWS, device=code_M.device)
+    factor_K = objective.weight_M.new_full((len(row_K),), n_rows / len(row_K))
+    is_lacking_C = torch.bincount(code_M[row_K], minlength=objective.n_classes) == 0
+    rest = is_lacking_C[code_M].nonzero()[:, 0]
+    return torch.cat([row_K, rest]), torch.cat([factor_K, factor_K.new_ones(len(rest))])
