@@ -115,6 +115,27 @@ def test_nested_patients():
     assert (two == six[:, :, :2]).all()
 
 
+def test_rows_of_nested_patients_are_nested_too():
+    one, five = (
+        few_shot_patients(
+            LABEL, PATIENT, shots=k, rows_per_patient=2, n_episodes=30, nested=True
+        ).unit_ECK
+        for k in (1, 5)
+    )
+    assert (one == five[:, :, :2]).all()
+    apart = few_shot_patients(LABEL, PATIENT, shots=5, rows_per_patient=2, n_episodes=30).unit_ECK
+    assert (apart != five).any()
+
+
+def test_rows_of_patients_are_not_drawn_from_the_bits_that_drew_the_patients():
+    """100 patients of 100 rows: place of the row against place of a patient, draw by draw."""
+    label, patient = np.repeat([0, 1], 10_000), np.arange(20_000) // 100
+    row = few_shot_patients(label, patient, shots=1, rows_per_patient=1, n_episodes=4000).unit_ECK
+    patient_of_second = row[:2000, 1, 0] // 100
+    place_in_patient = row.ravel()[:2000] % 100
+    assert abs(np.corrcoef(patient_of_second, place_in_patient)[0, 1]) < 0.1
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_label_fractions_take_whole_patients_and_nest(seed):
     label = np.repeat(["x", "y", "z"], [100, 50, 30])

@@ -124,8 +124,8 @@ def few_shot_patients(
             for all.
         n_episodes: E, draws.
         seed: Of the draws.
-        nested: With the same seed, the patients of an episode at K shots are the first K of those
-            at any larger number.
+        nested: With the same seed, the patients of an episode at K shots, and their rows, are the
+            first K of those at any larger number.
         test_patient: Patients of the test side, to be refused here.
         who: Caller's name, for messages.
 
@@ -144,14 +144,15 @@ def few_shot_patients(
     n_units_C = np.bincount(pair_U // len(patient_U), minlength=len(class_C))
     _refuse_shots(who, shots, n_episodes)
     _refuse_few(who, shots, class_C, n_units_C, what="patients")
+    if rows_per_patient is not None:
+        _refuse_rows_per_patient(who, rows_per_patient)
     unit_ECK = _units(n_units_C, shots, n_episodes=n_episodes, seed=seed, nested=nested)
     first_U = np.concatenate([[0], np.cumsum(size_U)])
     if rows_per_patient is not None:
-        _refuse_rows_per_patient(who, rows_per_patient)
-        rng = np.random.default_rng([seed, shots, 1])
-        place = _some_of_each(rng, size_U[unit_ECK], rows_per_patient)
+        entropy = [seed, 0 if nested else shots]
+        place = _rows_of_patients(entropy, size_U[unit_ECK], rows_per_patient)
         unit = np.where(place >= 0, first_U[unit_ECK][..., None] + place, NO_UNIT)
-        unit_ECK, first_U = unit.reshape(*unit_ECK.shape[:2], -1), np.arange(len(label) + 1)
+        unit_ECK, first_U = (unit.reshape(*unit_ECK.shape[:2], -1), np.arange(len(label) + 1))
     return Supports(shots=shots, class_C=class_C, unit_ECK=unit_ECK, row_N=order_N, first_U=first_U)
 
 
@@ -296,6 +297,17 @@ def _without_replacement(
             for pick_B in pick_KB:
                 table_BN[row_B, pick_B] = pick_B
     return drawn_EK
+
+
+def _rows_of_patients(
+    entropy: Sequence[int], size_ECK: NDArray[np.int64], n_draws: int
+) -> NDArray[np.int64]:
+    """(E, C, K, n) rows of each patient, patient by patient: fewer shots are a prefix."""
+    parts = [
+        _some_of_each(np.random.default_rng([*entropy, number, 1]), size_ECK[:, :, number], n_draws)
+        for number in range(size_ECK.shape[2])
+    ]
+    return np.stack(parts, axis=2)
 
 
 def _some_of_each(
