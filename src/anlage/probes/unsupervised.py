@@ -73,7 +73,8 @@ def off_diagonal_correlation(
     embedding = _rows("off_diagonal_correlation", embedding_ND, device)
     mean_D = _mean(embedding)
     gram_DD = _sum_of_grams(block - mean_D for block in _blocks(embedding))
-    largest_D = embedding.abs().amax(dim=0).double()
+    low_D, high_D = embedding.aminmax(dim=0)
+    largest_D = torch.maximum(-low_D, high_D).double()
     deviation_D = (gram_DD.diagonal() / len(embedding)).sqrt()
     varies_D = deviation_D > VARIES * largest_D
     n_varying = int(varies_D.sum())
@@ -227,7 +228,8 @@ def _singular_values(tall_ND: Tensor) -> Tensor:
 
 
 def _refuse_directionless(who: str, embedding_ND: Tensor) -> None:
-    zero = (~(embedding_ND != 0).any(dim=1)).nonzero()[:, 0]
+    blocks = torch.split(embedding_ND, BLOCK_ROWS)
+    zero = torch.cat([(block == 0).all(dim=1) for block in blocks]).nonzero()[:, 0]
     if len(zero):
         msg = (
             f"{who}: an embedding needs a direction; got zeros in {len(zero)} rows, the first is "
