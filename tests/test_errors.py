@@ -20,6 +20,7 @@ SIGNED = "https://bucket.example/a/b.svs?X-Amz-Signature=abc123&X-Amz-Expires=60
         (SIGNED, "https://bucket.example/a/b.svs?..."),
         (f"<{SIGNED}>: 403, try again", "<https://bucket.example/a/b.svs?...>: 403, try again"),
         ("http://me:pass@host/x.tif is", "http://host/x.tif is"),
+        ("http://me:p@ss@host/x.tif is", "http://host/x.tif is"),
         ("HTTPS://host/x.tif?sig=%2F", "HTTPS://host/x.tif?..."),
         ("s3://bucket/what?.svs and a?b=c", "s3://bucket/what?.svs and a?b=c"),
         ("https://host/plain.svs", "https://host/plain.svs"),

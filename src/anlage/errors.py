@@ -22,7 +22,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-URL = re.compile(r"(?i)\b(https?://)(?:[^\s/@]+@)?([^\s?#]*)(\?[^\s'\"<>]*)?")
+URL = re.compile(r"(?i)\b(https?://)(?:[^\s/?#]+@)?([^\s?#]*)(\?[^\s'\"<>]*)?")
 
 
 def without_secrets(text: str) -> str:

@@ -29,6 +29,13 @@ def test_train_test_knows_val_and_leaves_other_sides_out() -> None:
     assert split.test.tolist() == [0, 4]
 
 
+def test_train_test_reads_sides_as_tables_do() -> None:
+    (split,) = train_test(["Test", "training", "train", "validation", "testing", "x"], GROUP)
+    assert split.train.tolist() == [1, 2]
+    assert split.validation.tolist() == [3]
+    assert split.test.tolist() == [0, 4]
+
+
 @pytest.mark.parametrize(
     ("call", "match"),
     [

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from anlage.probes.checks import labels_of
-from anlage.probes.splits.split import Split, refuse_cut_groups
+from anlage.probes.splits.split import SIDES, Split, refuse_cut_groups
 
 
 def leave_one_group_out(group_N: ArrayLike) -> list[Split]:
@@ -37,16 +37,19 @@ def given_folds(fold_N: ArrayLike, group_N: ArrayLike) -> list[Split]:
 def train_test(side_N: ArrayLike, group_N: ArrayLike) -> list[Split]:
     """The one split that a ``train`` / ``val`` / ``test`` column names; other rows stay out.
 
+    Sides are read as in tables: also ``Training``, ``validation``, ``testing`` and so on.
+
     Raises:
         ValueError: If the train or the test side is empty or a group is on two sides.
     """
     side = _values("train_test", "sides", side_N)
+    given, side = side, np.array([SIDES.get(str(n).strip().lower(), str(n)) for n in side], str)
     refuse_cut_groups("train_test", group_N, side)
     train, test = np.flatnonzero(side == "train"), np.flatnonzero(side == "test")
     if not (len(train) and len(test)):
         msg = (
             "train_test: needs rows marked 'train' and rows marked 'test'; got "
-            f"{len(train)} and {len(test)}, values {sorted(set(side.tolist()))}. Rename the values."
+            f"{len(train)} and {len(test)}, values {sorted(set(given.tolist()))}. Rename them."
         )
         raise ValueError(msg)
     return [Split(name="test", train=train, validation=np.flatnonzero(side == "val"), test=test)]

@@ -12,6 +12,11 @@ from numpy.typing import ArrayLike, NDArray
 
 from anlage.probes.checks import labels_of
 
+SIDES = {
+    **{"train": "train", "training": "train", "test": "test", "testing": "test"},
+    **{"val": "val", "valid": "val", "validation": "val"},
+}
+
 
 def _no_rows() -> NDArray[np.int64]:
     return np.empty(0, dtype=np.int64)

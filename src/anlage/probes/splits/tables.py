@@ -17,14 +17,10 @@ from numpy.typing import ArrayLike, NDArray
 
 from anlage.probes.checks import labels_of
 from anlage.probes.splits.fixed import given_folds
-from anlage.probes.splits.split import Split
+from anlage.probes.splits.split import SIDES, Split
 
 KEY_COLUMNS = ("slide_id", "patient_id", "case_id", "case", "patient", "group", "id", "file")
 WIDE = "fold_"
-SIDES = {
-    **{"train": "train", "training": "train", "test": "test", "testing": "test"},
-    **{"val": "val", "valid": "val", "validation": "val"},
-}
 LEFT_OUT = ("", "none", "nan")
 
 
