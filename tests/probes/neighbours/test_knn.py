@@ -6,7 +6,7 @@ from anlage.probes.neighbours.knn import knn_probe, knn_probes
 
 
 def test_probe_is_scikit_learns_where_no_vote_is_tied(generator) -> None:
-    train, test = generator.normal(2, 1, size=(200, 6)), generator.normal(2, 1, size=(60, 6))
+    train, test = (generator.normal(2, 1, size=(200, 6)), generator.normal(2, 1, size=(60, 6)))
     label = (train[:, 0] > 2).astype(int)  # two classes and odd k: never a tie
     unit_train = train - train.mean(0)
     unit_test = test - train.mean(0)
@@ -30,7 +30,7 @@ def dino_votes(train, code, test, *, k, n_classes):
 
 @pytest.mark.parametrize("k", [1, 20])
 def test_softmax_votes_without_centring_are_dinos(generator, k) -> None:
-    train, test = generator.normal(1, 1, size=(90, 6)), generator.normal(1, 1, size=(30, 6))
+    train, test = (generator.normal(1, 1, size=(90, 6)), generator.normal(1, 1, size=(30, 6)))
     code = generator.integers(0, 4, 90)
     prediction = knn_probe(train, code, test, k=k, centre=False, vote="softmax")
     expected = dino_votes(train, code, test, k=k, n_classes=4)
@@ -60,7 +60,7 @@ def test_several_k_are_each_alone(generator) -> None:
 def test_standardising_is_done_by_hand(generator) -> None:
     train = generator.normal(size=(70, 4)) * [1, 100, 1, 1] + [5, 0, 0.1, 0]
     train[:, 2] = 0.1
-    test, code = train[:20] + generator.normal(size=(20, 4)), generator.integers(0, 2, 70)
+    test, code = (train[:20] + generator.normal(size=(20, 4)), generator.integers(0, 2, 70))
     deviation = np.array([1 if i == 2 else train[:, i].std() for i in range(4)])
     scaled = [(side - train.mean(axis=0)) / deviation for side in (train, test)]
     ours = knn_probe(train, code, test, k=7, standardise=True)
@@ -165,6 +165,12 @@ def test_probe_refuses(change, match) -> None:
     } | change
     with pytest.raises(ValueError, match=match):
         knn_probe(**given)
+
+
+def test_numbers_of_neighbours_may_come_in_an_array(generator) -> None:
+    train = generator.normal(size=(40, 3))
+    found = knn_probes(train, np.arange(40) % 2, train, ks=np.array([1, 5]))
+    assert sorted(found) == [1, 5]
 
 
 def test_probes_refuse_no_k() -> None:

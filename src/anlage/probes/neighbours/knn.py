@@ -159,7 +159,7 @@ def knn_probes(
 def _refuse_settings(
     ks: Sequence[int], *, centre: bool, standardise: bool, vote: str, temperature: float
 ) -> None:
-    if not ks:
+    if not len(ks):
         msg = "knn_probe: ks needs a number of neighbours; got none. Give one, such as 20."
         raise ValueError(msg)
     if standardise and not centre:
