@@ -53,7 +53,7 @@ def test_refuses_groups_it_was_chosen_on_whatever_their_type() -> None:
     chosen_on = validation_side("who", split_of(), [0, 0, 1, 2, 2, 3]).chosen_on
     chosen_on.refuse_groups("who", [3, 4], n_rows=2)
     chosen_on.refuse_groups("who", None, n_rows=2)
-    for group in ([2, 3], ["2", "3"], torch.tensor([2, 3])):
+    for group in ([2, 3], ["2", "3"], torch.tensor([2, 3]), [2.0, 3.0], ["2 ", "3"]):
         with pytest.raises(ValueError, match="got 1 of them, such as 2"):
             chosen_on.refuse_groups("who", group, n_rows=2)
 

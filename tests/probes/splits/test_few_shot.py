@@ -210,6 +210,12 @@ def test_refusals(call, message):
         call()
 
 
+@pytest.mark.parametrize("test", [["1", "9"], [1.0, 9.0], [" 1", "9"]])
+def test_a_patient_of_another_type_or_with_spaces_is_the_same_patient(test):
+    with pytest.raises(ValueError, match="got 1 on both, such as 1"):
+        refuse_shared_patients("x", np.array([1, 2]), test)
+
+
 def test_patients_of_one_side_pass():
     refuse_shared_patients("x", np.array([1, 2]), None)
     refuse_shared_patients("x", np.array([1, 2]), [3])

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 
+from anlage.probes.splits import fixed
 from anlage.probes.splits.fixed import given_folds, leave_one_group_out, train_test
 
 GROUP = np.array(["c", "a", "a", "b", "c", "d"])
@@ -12,6 +13,13 @@ def test_leave_one_group_out_tests_each_group_once() -> None:
     assert [split.test.tolist() for split in splits] == [[1, 2], [3], [0, 4], [5]]
     for split in splits:
         assert sorted([*split.train, *split.test]) == list(range(6))
+
+
+def test_more_splits_than_memory_holds_are_refused_at_once(monkeypatch) -> None:
+    monkeypatch.setattr(fixed, "MOST_ROWS", 23)  # 4 splits of 6 rows are 24
+    with pytest.raises(ValueError, match="4 splits of 6 rows .* Use grouped_folds"):
+        leave_one_group_out(GROUP)
+    assert len(given_folds([0, 1, 1, 0, 0, 1], GROUP)) == 2
 
 
 def test_given_folds() -> None:

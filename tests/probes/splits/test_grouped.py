@@ -12,6 +12,7 @@ from anlage.probes.splits.grouped import (
     train_validation_test,
 )
 
+MIXED = np.array([7, "7", "8"], dtype=object)
 GROUP = np.array(["c", "a", "a", "b", "c", "d"])
 
 
@@ -132,6 +133,11 @@ def test_a_class_of_one_patient_is_dealt_if_accepted() -> None:
         (lambda: grouped_folds([0] * 6, GROUP, n_folds=1), "2 to 4, the number of groups"),
         (lambda: grouped_folds([0] * 5, GROUP, n_folds=2), "labels needs one value"),
         (lambda: grouped_folds([0] * 6, [None] * 6, n_folds=2), "groups needs a value"),
+        (
+            lambda: grouped_folds([0] * 3, ["p1", "p1 ", "q"], n_folds=2),
+            "one spelling; got .*'p1 '",
+        ),
+        (lambda: grouped_folds([0] * 3, MIXED, n_folds=2), "one spelling; got .*'7', 7"),
         (lone_class, "needs 2 groups .* got 1 of class 'lone'.*fewest_groups=1"),
         (lambda: repeated_grouped_folds([0] * 6, GROUP, n_folds=2, n_repeats=0), "got 0"),
         (lambda: train_validation_test([0] * 6, GROUP, test=0), "test > 0"),

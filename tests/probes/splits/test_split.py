@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from anlage.probes.splits.split import Split, groups_on_two_sides, refuse_cut_groups
+from anlage.probes.splits.split import Split, group_name, groups_on_two_sides, refuse_cut_groups
 
 GROUP = np.array(["c", "a", "a", "b", "c", "d"])
 
@@ -20,6 +20,18 @@ def test_sides_are_named_and_validation_is_empty_by_default() -> None:
 def test_groups_on_two_sides_are_named() -> None:
     assert groups_on_two_sides(GROUP, [0, 1, 1, 2, 0, 2]) == []
     assert groups_on_two_sides(GROUP, [0, 1, 0, 2, 1, 2]) == ["a", "c"]
+
+
+def test_a_group_is_known_by_its_name_not_by_its_type_or_spaces() -> None:
+    assert groups_on_two_sides(["a", "a "], [0, 1]) == ["a"]
+    assert groups_on_two_sides(np.array([7, "7", 8.0], dtype=object), [0, 1, 2]) == ["7"]
+    assert [group_name(name) for name in (8.0, 8, " 8", 8.5, "8.0")] == [
+        "8",
+        "8",
+        "8",
+        "8.5",
+        "8.0",
+    ]
 
 
 def test_rows_on_no_side_do_not_cut_a_group() -> None:

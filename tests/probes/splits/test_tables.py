@@ -83,6 +83,14 @@ def test_what_only_one_has_is_left_out_if_accepted() -> None:
     assert rows(split) == {"train": [0], "test": [1]}
 
 
+def test_keys_are_names_whatever_their_type_and_spaces() -> None:
+    table = parse_split_table("patient_id,split\n1,train\n2,test\n")
+    for key in ([1.0, 2.0], [1, 2], ["1 ", " 2"]):
+        (split,) = splits_from_table(table, key, key)
+        assert rows(split) == {"train": [0], "test": [1]}
+        assert splits_to_table([split], key).keys == ("1", "2")
+
+
 def splits_of(text, key, group=None, **settings):
     return splits_from_table(parse_split_table(text, **settings), key, group or key)
 

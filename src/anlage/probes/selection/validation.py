@@ -13,7 +13,7 @@ from torch import Tensor
 
 from anlage.probes.checks import Rows, labels_of
 from anlage.probes.metrics.classification import truth_codes
-from anlage.probes.splits.split import Split
+from anlage.probes.splits.split import Split, group_name
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -41,7 +41,7 @@ class ChosenOn:
         if group_N is None:
             return
         group = labels_of(who, "groups", group_N, n_rows=n_rows)
-        shared = sorted(self.groups & {str(name) for name in group.tolist()})
+        shared = sorted(self.groups & {group_name(name) for name in group.tolist()})
         if shared:
             msg = (
                 f"{who}: needs other patients than those it was chosen on; got {len(shared)} of "
@@ -127,7 +127,7 @@ def validation_side(who: str, split: Split, group_N: ArrayLike) -> ValidationSid
         raise ValueError(msg)
     split.refuse_cut_groups(group_N)
     group = labels_of(who, "groups", group_N)
-    names = frozenset(str(name) for name in group[split.validation].tolist())
+    names = frozenset(group_name(name) for name in group[split.validation].tolist())
     return ValidationSide(
         rows=split.validation,
         group_V=group[split.validation],

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from anlage.probes.checks import Rows, class_codes, labels_of
+from anlage.probes.splits.split import group_name
 
 TABLE_VALUES = 2**24
 NO_UNIT = -1
@@ -223,11 +224,13 @@ def refuse_shared_patients(
     """
     if test_patient is None:
         return
-    shared = np.intersect1d(train_patient, labels_of(who, "test patients", test_patient))
-    if len(shared):
+    sides = train_patient, labels_of(who, "test patients", test_patient)
+    train, test = ({group_name(name) for name in side.tolist()} for side in sides)
+    shared = sorted(train & test)
+    if shared:
         msg = (
             f"{who}: a patient needs to be on one side only; got {len(shared)} on both, such as "
-            f"{', '.join(map(str, shared[:3].tolist()))}. Split by patient first."
+            f"{', '.join(shared[:3])}. Split by patient first."
         )
         raise ValueError(msg)
 

@@ -10,7 +10,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from anlage.probes.checks import labels_of
-from anlage.probes.splits.split import SIDES, Split, refuse_cut_groups
+from anlage.probes.splits.split import SIDES, Split, refuse_cut_groups, refuse_two_spellings
+
+MOST_ROWS = 2**28  # of all splits: 2 GiB
 
 
 def leave_one_group_out(group_N: ArrayLike) -> list[Split]:
@@ -20,6 +22,7 @@ def leave_one_group_out(group_N: ArrayLike) -> list[Split]:
         ValueError: If there are fewer than two groups.
     """
     group = _values("leave_one_group_out", "groups", group_N)
+    refuse_two_spellings("leave_one_group_out", group)
     return one_split_a_value("leave_one_group_out", group)
 
 
@@ -59,13 +62,19 @@ def one_split_a_value(who: str, value_N: NDArray[Any]) -> list[Split]:
     """One split a value, in sorted order: rows of that value test, all others train.
 
     Raises:
-        ValueError: If there are fewer than two values.
+        ValueError: If there are fewer than two values, or all splits together hold too many rows.
     """
     names = np.unique(value_N)
     if len(names) < 2:
         msg = (
             f"{who}: needs two different values or more, to test on one and train on the rest; "
             f"got {names.tolist()}. Give tiles of more cases, or other folds."
+        )
+        raise ValueError(msg)
+    if len(names) * len(value_N) > MOST_ROWS:
+        msg = (
+            f"{who}: needs splits that memory can hold; got {len(names)} splits of {len(value_N)} "
+            "rows each. Use grouped_folds, which makes a few folds of whole groups."
         )
         raise ValueError(msg)
     return [

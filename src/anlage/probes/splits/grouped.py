@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from anlage.probes.checks import labels_of
 from anlage.probes.splits.dealing import deal
 from anlage.probes.splits.fixed import one_split_a_value
-from anlage.probes.splits.split import Split
+from anlage.probes.splits.split import Split, refuse_two_spellings
 
 MOST_STARTS = 3
 UNITS_DEALT_IN_ALL = 500  # above, one start comes out as even
@@ -143,6 +143,7 @@ def checked_columns(
         ValueError: If a column is unusable or a class has fewer than ``fewest_groups`` groups.
     """
     group = labels_of(who, "groups", group_N)
+    refuse_two_spellings(who, group)
     label = labels_of(who, "labels", label_N, n_rows=len(group))
     for name in np.unique(label):
         n_groups = len(np.unique(group[label == name]))
@@ -205,6 +206,7 @@ def _folds(
     fewest_groups: int,
 ) -> list[Split]:
     group = labels_of(who, "groups", group_N)
+    refuse_two_spellings(who, group)
     n_groups = len(np.unique(group))
     if not 2 <= n_folds <= n_groups:
         msg = (

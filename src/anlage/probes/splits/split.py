@@ -83,13 +83,20 @@ class Split:
         refuse_cut_groups(f"Split: {self.name}", group[row], side)
 
 
+def group_name(value: object) -> str:
+    """Name of a group: no spaces around it, and 7.0, which a column with gaps makes of 7, is 7."""
+    is_whole = isinstance(value, float) and value.is_integer()
+    return str(int(value) if is_whole else value).strip()
+
+
 def groups_on_two_sides(group_N: ArrayLike, side_N: ArrayLike) -> list[str]:
     """Names of the groups whose tiles carry more than one side (fold); empty is as it should be."""
-    pairs = set(zip(np.asarray(group_N).tolist(), np.asarray(side_N).tolist(), strict=True))
-    seen: dict[Any, int] = {}
-    for group, _ in pairs:
-        seen[group] = seen.get(group, 0) + 1
-    return sorted(str(group) for group, count in seen.items() if count > 1)
+    group = map(group_name, np.asarray(group_N).tolist())
+    pairs = set(zip(group, np.asarray(side_N).tolist(), strict=True))
+    seen: dict[str, int] = {}
+    for name, _ in pairs:
+        seen[name] = seen.get(name, 0) + 1
+    return sorted(name for name, count in seen.items() if count > 1)
 
 
 def refuse_cut_groups(who: str, group_N: ArrayLike, side_N: ArrayLike) -> None:
@@ -107,6 +114,23 @@ def refuse_cut_groups(who: str, group_N: ArrayLike, side_N: ArrayLike) -> None:
             f"{', '.join(cut[:3])}. Move all tiles of a group to the same fold or side."
         )
         raise ValueError(msg)
+
+
+def refuse_two_spellings(who: str, group_N: NDArray[Any]) -> None:
+    """Refuse groups that are one by name, but two by type or by the spaces around it.
+
+    Raises:
+        ValueError: If there are such.
+    """
+    named: dict[str, Any] = {}
+    for group in set(group_N.tolist()):
+        other = named.setdefault(group_name(group), group)
+        if other is not group:
+            msg = (
+                f"{who}: a group needs one spelling; got {sorted(map(repr, (other, group)))}. "
+                "Strip spaces and make all names text."
+            )
+            raise ValueError(msg)
 
 
 def _first_bad(row: NDArray[np.int64]) -> int:

@@ -11,13 +11,14 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from anlage.probes.checks import labels_of
 from anlage.probes.splits.fixed import given_folds
-from anlage.probes.splits.split import SIDES, Split
+from anlage.probes.splits.split import SIDES, Split, group_name
 
 KEY_COLUMNS = ("slide_id", "patient_id", "case_id", "case", "patient", "group", "id", "file")
 WIDE = "fold_"
@@ -103,7 +104,7 @@ def splits_from_table(
         ValueError: If keys are missing or unknown, a patient is on two sides, or a side is empty.
     """
     group = labels_of("splits_from_table", "groups", group_N)
-    key = labels_of("splits_from_table", "keys", key_N, n_rows=len(group)).astype(str)
+    key = _names(labels_of("splits_from_table", "keys", key_N, n_rows=len(group)))
     if is_exact:
         _refuse_other_keys(table, key)
     place = {name: number for number, name in enumerate(table.keys)}
@@ -135,7 +136,7 @@ def splits_to_table(
     if not names or len(set(names)) < len(names):
         msg = f"splits_to_table: needs splits of different names; got {names}. Rename them."
         raise ValueError(msg)
-    keys, code_N = np.unique(key.astype(str), return_inverse=True)
+    keys, code_N = np.unique(_names(key), return_inverse=True)
     columns = {}
     for split in sorted(splits, key=lambda split: _natural(WIDE + split.name)):
         split.refuse_cut_groups(key)
@@ -144,6 +145,10 @@ def splits_to_table(
             side_R[code_N[rows]] = side
         columns[WIDE + split.name] = tuple(side_R.tolist())
     return SplitTable(key_column=key_column, keys=tuple(keys.tolist()), columns=columns)
+
+
+def _names(key_N: NDArray[Any]) -> NDArray[np.str_]:
+    return np.array([group_name(key) for key in key_N.tolist()], dtype=str)
 
 
 def _rows(text: str) -> list[dict[str, str]]:
