@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from anlage.probes.checks import Rows, embedding_tensor, same_width
+from anlage.probes.precision import float32_products
 
 BLOCK_ROWS = 8192
 
@@ -40,8 +41,9 @@ class LinearHead:
     """A trained linear classifier, and the standardisation that goes before it.
 
     Attributes:
-        weight_CD: (C, D) float32 on the device it was trained on; acts on standardised embeddings.
-        bias_C: (C,) float32.
+        weight_CD: (C, D), float32 unless float64 was asked for, on the device it was trained on;
+            acts on standardised embeddings.
+        bias_C: (C,) of the same dtype.
         mean_D: (D,) subtracted from embeddings first; zeros where the protocol does not centre.
         scale_D: (D,) that they are then divided by; ones where the protocol does not scale.
         class_C: (C,) labels of the train side, sorted.
@@ -58,7 +60,7 @@ class LinearHead:
     note: str = ""
 
     def logits(self, test_ND: Rows) -> NDArray[np.float64]:
-        """(N, C) logits of the rows; a block of 8,192 rows is standardised at a time.
+        """(N, C) logits of the rows; 8,192 rows at a time, without TF32 or autocast.
 
         Raises:
             ValueError: If the array is unusable or of another width.
@@ -68,10 +70,11 @@ class LinearHead:
             "LinearHead", "test", test_ND, device=weight.device, dtype=weight.dtype
         )
         same_width("LinearHead", weight, test)
-        blocks = [
-            ((block - self.mean_D) / self.scale_D) @ weight.T + self.bias_C
-            for block in torch.split(test, BLOCK_ROWS)
-        ]
+        with float32_products(weight.device):
+            blocks = [
+                ((block - self.mean_D) / self.scale_D) @ weight.T + self.bias_C
+                for block in torch.split(test, BLOCK_ROWS)
+            ]
         logits: NDArray[np.float64] = torch.cat(blocks).double().cpu().numpy()
         return logits
 

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from anlage.probes.checks import Rows, embedding_tensor, same_width, train_side
+from anlage.probes.precision import float32_products
 from anlage.probes.prediction import Prediction
 
 BLOCK_ROWS = 8192
@@ -33,10 +34,11 @@ class Prototypes:
 
     def squared_distances(self, embedding_ND: Tensor) -> Tensor:
         """(N, C) float32 squared Euclidean distances of centred rows of length 1, 0 to 4."""
-        unit_ND = unit_rows(embedding_ND - self.mean_D)
-        square_N1 = unit_ND.square().sum(dim=1, keepdim=True)  # 1, or 0 for the mean itself
-        square_C = self.vector_CD.square().sum(dim=1)
-        return (square_N1 - 2 * unit_ND @ self.vector_CD.T + square_C).clamp_min_(0)
+        with float32_products(self.vector_CD.device):
+            unit_ND = unit_rows(embedding_ND - self.mean_D)
+            square_N1 = unit_ND.square().sum(dim=1, keepdim=True)  # 1, or 0 for the mean itself
+            square_C = self.vector_CD.square().sum(dim=1)
+            return (square_N1 - 2 * unit_ND @ self.vector_CD.T + square_C).clamp_min_(0)
 
     def predict(self, test_ND: Rows) -> Prediction:
         """The class of the nearest prototype; 8,192 rows at a time.
@@ -91,11 +93,7 @@ def prototypes(
 
 
 def prototype_probe(
-    train_MD: Rows,
-    train_label_M: Rows,
-    test_ND: Rows,
-    *,
-    device: torch.device | str | None = None,
+    train_MD: Rows, train_label_M: Rows, test_ND: Rows, *, device: torch.device | str | None = None
 ) -> Prediction:
     """Class of each test row by its nearest prototype: SimpleShot with the whole train side.
 

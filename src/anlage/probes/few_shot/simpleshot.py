@@ -16,6 +16,7 @@ from torch import Tensor
 
 from anlage.probes.checks import Rows, embedding_tensor, labels_of, same_width, train_side
 from anlage.probes.few_shot.episodes import play, sides_about_zero
+from anlage.probes.precision import float32_products
 from anlage.probes.splits.few_shot import (
     Supports,
     few_shot_patients,
@@ -123,7 +124,7 @@ def simpleshot(
             class.
         rows_per_patient: Only so many rows of each patient, drawn too.
         device: Where to compute; by default where ``train_MD`` is.
-        dtype: Of all arithmetic, sums included: float32 (TF32 as torch is set, off by default) or
+        dtype: Of all arithmetic, sums included: float32 (never TF32, whatever autocast says) or
             float64.
 
     Raises:
@@ -163,13 +164,15 @@ def _scores(
 ) -> FewShotScores:
     order_N = np.argsort(code_N, kind="stable")
     n_test_C = np.bincount(code_N, minlength=len(class_C))
-    sorted_ND = test[torch.from_numpy(order_N).to(test.device)]
-    sides = sides_about_zero(train, sorted_ND, n_test_C=n_test_C.tolist())
+    sides = sides_about_zero(
+        train, test[torch.from_numpy(order_N).to(test.device)], n_test_C=n_test_C.tolist()
+    )
     n_episodes = len(supports[0].unit_ECK)
     recall_KEC = np.full((len(supports), n_episodes, len(class_C)), np.nan)
     hit_share_KN = np.empty((len(supports), len(test)))
     for place, support in enumerate(supports):
-        hits_EC, hits_N = play(sides, support)
+        with float32_products(test.device):
+            hits_EC, hits_N = play(sides, support)
         np.divide(hits_EC, n_test_C, out=recall_KEC[place], where=n_test_C > 0)
         hit_share_KN[place, order_N] = hits_N / n_episodes
     return FewShotScores(

@@ -15,6 +15,7 @@ from torch import Tensor
 from anlage.probes.checks import Rows, class_codes, embedding_tensor, labels_of, same_width
 from anlage.probes.few_shot.prototypes import unit_rows
 from anlage.probes.few_shot.tile_bags import largest_scores
+from anlage.probes.precision import float32_products
 from anlage.probes.prediction import Prediction
 
 BLOCK_ROWS = 8192
@@ -86,8 +87,8 @@ def zero_shot(
     embedding = embedding_tensor(who, "embeddings", embedding_ND, device=device)
     unit_CD, sorted_C = _class_vectors(who, class_vector_CD, class_C, device=embedding.device)
     same_width(who, unit_CD, embedding)
-    blocks = torch.split(embedding, BLOCK_ROWS)
-    return _prediction(torch.cat([unit_rows(b) @ unit_CD.T for b in blocks]), sorted_C, logit_scale)
+    blocks = [_cosines(block, unit_CD) for block in torch.split(embedding, BLOCK_ROWS)]
+    return _prediction(torch.cat(blocks), sorted_C, logit_scale)
 
 
 def mi_zero_shot(
@@ -126,10 +127,10 @@ def mi_zero_shot(
         msg = f"{who}: top_j needs one number or more; got none. Leave it out for {TOP_J}."
         raise ValueError(msg)
 
-    def cosine(tile_LD: Tensor) -> Tensor:
-        return unit_rows(tile_LD) @ unit_CD.T
+    def score(tile_LD: Tensor) -> Tensor:
+        return _cosines(tile_LD, unit_CD)
 
-    best = list(largest_scores(who, bags, cosine, k=max(top_j), like_CD=unit_CD))
+    best = list(largest_scores(who, bags, score, k=max(top_j), like_CD=unit_CD))
     return {
         j: _prediction(
             torch.stack([best_KC[:j].double().mean(dim=0) for best_KC in best]),
@@ -138,6 +139,11 @@ def mi_zero_shot(
         )
         for j in top_j
     }
+
+
+def _cosines(row_ND: Tensor, unit_CD: Tensor) -> Tensor:
+    with float32_products(unit_CD.device):
+        return unit_rows(row_ND) @ unit_CD.T
 
 
 def _prediction(cosine_NC: Tensor, class_C: NDArray[Any], logit_scale: float) -> Prediction:

@@ -13,6 +13,8 @@ import torch
 from threadpoolctl import threadpool_limits
 from torch import Tensor
 
+from anlage.probes.precision import float32_products
+
 N_TRIES = 2
 FEWEST_PRODUCTS = 8
 
@@ -61,24 +63,10 @@ def float32_error(width: int) -> float:
 
 @contextmanager
 def plain_float32(device: torch.device) -> Iterator[None]:
-    """Matrix products in float32 proper (no TF32, no bfloat16, no autocast), on equal threads."""
-    backends = (
-        torch.backends.cuda.matmul,
-        torch.backends.mkldnn.matmul,  # type: ignore[attr-defined]
-    )
-    before = [backend.fp32_precision for backend in backends]
-    try:
-        for backend in backends:
-            backend.fp32_precision = "ieee"
-        with (
-            torch.autocast(device.type, enabled=False),
-            threadpool_limits(torch.get_num_threads(), user_api="blas"),
-            torch.no_grad(),
-        ):
-            yield
-    finally:
-        for backend, precision in zip(backends, before, strict=True):
-            backend.fp32_precision = precision
+    """``float32_products``, NumPy's on as many threads as torch's."""
+    n_threads = torch.get_num_threads()
+    with float32_products(device), threadpool_limits(n_threads, user_api="blas"):
+        yield
 
 
 def _by_torch(query_QD: Tensor, bank_SD: Tensor, out_QS: Tensor) -> None:
