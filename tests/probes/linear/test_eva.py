@@ -183,6 +183,12 @@ def test_real_features_score_as_in_the_plain_loop(shared_data) -> None:
     torch.testing.assert_close(head.weight_CD, weight, atol=1e-5, rtol=0)
 
 
+def test_a_training_that_diverges_is_refused(side) -> None:
+    train, code = side
+    with pytest.raises(ValueError, match="linear_probe_eva: the training needs to stay finite"):
+        linear_probe_eva(train.sign() * 3e38, code, n_runs=1, **SHORT)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -196,6 +202,7 @@ def test_real_features_score_as_in_the_plain_loop(shared_data) -> None:
         ({"validation": (np.ones((0, 2)), [])}, "non-empty"),
         ({"n_runs": 0}, "n_runs needs to be a whole number, 1 or more; got 0"),
         ({"n_steps": 1.5}, "n_steps needs"),
+        ({"n_steps": 300.0}, "n_steps needs to be a whole number"),
         ({"batch": 0}, "batch needs"),
         ({"patience": 0}, "patience needs"),
         ({"lr": 0.0}, "lr needs to be finite and > 0; got 0.0"),

@@ -198,6 +198,18 @@ def test_refuses_a_cost_that_is_none(three_classes, cost) -> None:
         logistic_probe(*three_classes[:2], cost=cost)
 
 
+def test_refuses_other_types_and_what_overflows(three_classes) -> None:
+    train, label, test = three_classes
+    with pytest.raises(ValueError, match="logistic_probe: dtype needs to be torch.float32 or"):
+        logistic_probe(train, label, dtype=torch.bfloat16)
+    with pytest.raises(ValueError, match="features of at most .* or standardise"):
+        logistic_probe(train * 1e20, label, standardise=False)
+    large = logistic_probe(train * 1e20, label).predict(test * 1e20)
+    np.testing.assert_allclose(
+        large.score_NC, logistic_probe(train, label).predict(test).score_NC, atol=1e-4
+    )
+
+
 def test_refuses_what_cannot_be_trained_on(three_classes) -> None:
     train, label, _ = three_classes
     with pytest.raises(ValueError, match="logistic_probe: the train side needs two classes"):

@@ -4,6 +4,7 @@ import torch
 from sklearn.linear_model import LogisticRegression
 
 from anlage.probes.linear.path import TITAN_COSTS, logistic_best, logistic_path
+from anlage.probes.splits.split import Split
 
 
 @pytest.fixture
@@ -86,8 +87,28 @@ def test_refusals(embeddings) -> None:
         logistic_path(train, code, costs=[1, -1])
     with pytest.raises(ValueError, match="needs one of its 2 costs; got 3. The nearest is 1"):
         logistic_path(train, code, costs=[1, 100]).head(3)
+    with pytest.raises(ValueError, match="criterion needs to be one of .*; got 'accuracy'"):
+        logistic_best(train, code, patient, criterion="accuracy")
+    with pytest.raises(ValueError, match="dtype needs"):
+        logistic_best(train, code, patient, dtype=torch.bfloat16)
+    with pytest.raises(ValueError, match="dtype needs"):
+        logistic_path(train, code, dtype=torch.bfloat16)
+    with pytest.raises(ValueError, match="features of at most"):
+        logistic_path(train * 1e20, code, standardise=False)
     with pytest.raises(ValueError, match="each class needs 2 groups"):
         logistic_best(train, code, np.where(code == 1, 0, patient + 1))
+
+
+def test_inner_folds_that_lose_a_class_are_refused_before_any_work(embeddings, monkeypatch) -> None:
+    """Their heads would have other columns than the truth counts."""
+    train, code, patient = embeddings
+    rows = np.arange(240)
+    folds = [
+        Split(name=str(one), train=rows[code != one], test=rows[code == one]) for one in (1, 2)
+    ]
+    monkeypatch.setattr("anlage.probes.linear.path.grouped_folds", lambda *_, **__: folds)
+    with pytest.raises(ValueError, match=r"needs all classes on its train side; got none of \[1\]"):
+        logistic_best(train, code, patient, costs=[1.0])
 
 
 @pytest.mark.gpu

@@ -3,7 +3,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from anlage.probes.linear.stack import HeadStack, first_weights, float32_products, shuffled_epochs
+from anlage.probes.linear.stack import HeadStack, first_weights, shuffled_epochs
 
 
 @pytest.mark.parametrize("n_outputs", [1, 3])
@@ -58,18 +58,3 @@ def test_logits_come_in_blocks_of_all_rows(generator) -> None:
     assert [block.shape[2] for block in blocks] == [8192, 808]
     expected = torch.einsum("rcd,vd->rcv", stack.weight_RCD, train) + stack.bias_RC[..., None]
     torch.testing.assert_close(torch.cat(blocks, dim=2), expected)
-
-
-def test_precision_is_put_back_even_after_an_error() -> None:
-    before = torch.backends.cuda.matmul.fp32_precision
-    seen = []
-
-    def fail() -> None:
-        with float32_products(torch.device("cpu")):
-            seen.append(torch.backends.cuda.matmul.fp32_precision)
-            raise KeyError
-
-    with pytest.raises(KeyError):
-        fail()
-    assert seen == ["ieee"]
-    assert torch.backends.cuda.matmul.fp32_precision == before

@@ -111,6 +111,15 @@ def test_refuses_another_reading(embeddings) -> None:
         linear_probe_uni(*embeddings, reading="mean")
     with pytest.raises(ValueError, match="two classes or more"):
         linear_probe_uni(embeddings[0], np.ones(400))
+    with pytest.raises(ValueError, match="dtype needs to be .*; got torch.float16"):
+        linear_probe_uni(*embeddings, dtype=torch.float16)
+
+
+@pytest.mark.parametrize(("dtype", "scale"), [(torch.float32, 1e20), (torch.float64, 1e160)])
+def test_refuses_what_overflows_when_squared(embeddings, dtype, scale) -> None:
+    train, code = embeddings
+    with pytest.raises(ValueError, match="train needs features of at most .*so that squares can"):
+        linear_probe_uni(train * scale, code, dtype=dtype)
 
 
 @pytest.mark.gpu

@@ -67,3 +67,11 @@ class SgdDescent:
 def cosine_lr(step: int, *, peak_lr: float, n_steps: int) -> float:
     """Learning rate of a step, 0 to ``n_steps`` - 1: half a cosine from ``peak_lr`` towards 0."""
     return peak_lr * 0.5 * (1 + math.cos(math.pi * step / n_steps))
+
+
+def diverged(who: str, *, n_steps: int, lr: float) -> str:
+    """What to tell where weights have left the numbers."""
+    return (
+        f"{who}: the training needs to stay finite; got no usable head in {n_steps} steps at lr "
+        f"{lr}. Lower lr, or z-score the embeddings."
+    )

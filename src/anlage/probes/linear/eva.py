@@ -15,11 +15,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from anlage.probes.checks import Rows, train_side
-from anlage.probes.linear.descent import AdamWDescent
+from anlage.probes.linear.descent import AdamWDescent, diverged
 from anlage.probes.linear.settings import refuse_numbers
 from anlage.probes.linear.side_by_side import advance_side_by_side
-from anlage.probes.linear.stack import HeadStack, float32_products, shuffled_epochs
+from anlage.probes.linear.stack import HeadStack, shuffled_epochs
 from anlage.probes.linear.validation import BestHeads, ValidationSide, validation_side
+from anlage.probes.precision import float32_products
 from anlage.probes.prediction import LinearHead
 
 WHO = "linear_probe_eva"
@@ -55,7 +56,7 @@ def linear_probe_eva(
     All float32, without TF32; AdamW's state too. On a CPU every run has one thread and torch's
     number of threads (``torch.get_num_threads``) is how many runs go on at once; the same run
     trained alone gives the same bits. On CUDA all runs share every kernel.
-    Beside the arrays given, memory is n_runs * (8 * M + 4 * batch * D + 16 * C * D) bytes.
+    Beside the arrays given, memory is n_runs * (16 * M + 4 * batch * D + 16 * C * D) bytes.
 
     Args:
         train_MD: (M, D) embeddings of the train side; tensors stay on their device.
@@ -78,7 +79,7 @@ def linear_probe_eva(
         One head a run, in the order of seeds; ``note`` names seed and step.
 
     Raises:
-        ValueError: If an array or a setting is unusable.
+        ValueError: If an array or a setting is unusable, or the training diverges.
 
     Source: kaiko-eva 0.4.5, configs/vision/pathology/offline/classification and
     core/models/modules/head.py (Gatopoulos et al. 2024, eva). Orders of rows are ours.
@@ -154,7 +155,7 @@ class _Runs:
         seeds: Sequence[int],
         protocol: _Protocol,
     ) -> None:
-        self._protocol, self._code_M, self._side, self._seeds = protocol, code_M, side, seeds
+        self._protocol, self._code_M, self._side, self._seeds = (protocol, code_M, side, seeds)
         self._stack = HeadStack(train_MD, n_outputs=protocol.n_outputs, seeds=seeds)
         self._descent = AdamWDescent(self._stack.parameter_P, weight_decay=protocol.weight_decay)
         self._epochs = shuffled_epochs(len(train_MD), seeds=seeds, device=train_MD.device)
@@ -193,6 +194,8 @@ class _Runs:
         if self._best is not None:
             weights, biases = self._best.weight_RCD, self._best.bias_RC
             steps = self._best.step_R
+        if not (weights.isfinite().all() and biases.isfinite().all()):
+            raise ValueError(diverged(WHO, n_steps=self._protocol.n_steps, lr=self._protocol.lr))
         if self._stack.is_sigmoid:
             weights = torch.cat([torch.zeros_like(weights), weights], dim=1)
             biases = torch.cat([torch.zeros_like(biases), biases], dim=1)

@@ -11,9 +11,12 @@ from anlage.probes.linear.softmax_head import (
     head_of,
     one_vector_for_two,
     refuse_cost,
+    refuse_dtype,
+    refuse_large,
     softmax_objective,
 )
 from anlage.probes.linear.solver import MAX_ITERATIONS, minimise
+from anlage.probes.precision import float32_products
 from anlage.probes.prediction import LinearHead
 
 
@@ -38,8 +41,8 @@ def logistic_probe(
     Features are standardised with the mean and deviation of the train side (a constant one is
     only centred), block by block. Solved by preconditioned L-BFGS, see ``solver.minimise``; it
     reads embeddings once per evaluation, in blocks of 4 MiB, and keeps one sample of at most 12 D
-    rows and two D x D float64 matrices beside them. Products are in ``dtype``, sums over blocks,
-    the objective and the parameters in float64.
+    rows (or 8,192) and two D x D float64 matrices beside them. Products are in ``dtype`` (never
+    TF32, whatever autocast says), sums over blocks, the objective and the parameters in float64.
 
     Args:
         train_MD: (M, D) embeddings of the train side.
@@ -56,13 +59,17 @@ def logistic_probe(
         its minimum, relative, as predicted by the Newton decrement.
 
     Raises:
-        ValueError: If an array is unusable, the train side has one class, or cost is not > 0.
+        ValueError: If an array is unusable, the train side has one class, cost is not > 0, or
+            features that are not standardised are too large to square.
 
     Source: scikit-learn's objective. UNI's own are in ``linear_probe_uni``.
     """
     who = "logistic_probe"
     refuse_cost(who, cost)
+    refuse_dtype(who, dtype)
     train, class_C, code_M = train_side(who, train_MD, train_label_M, device=device, dtype=dtype)
+    if not standardise:
+        refuse_large(who, train)
     objective = softmax_objective(
         train,
         code_M,
@@ -72,5 +79,6 @@ def logistic_probe(
         balance_classes=balance_classes,
         standardise=standardise,
     )
-    solution = minimise(objective, max_iterations=max_iterations)
+    with float32_products(train.device):
+        solution = minimise(objective, max_iterations=max_iterations)
     return head_of(who, objective, solution, class_C, note=f"cost {cost:g}")

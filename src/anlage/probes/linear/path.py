@@ -6,7 +6,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from functools import partial
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -19,11 +20,15 @@ from anlage.probes.linear.softmax_head import (
     head_of,
     one_vector_for_two,
     refuse_cost,
+    refuse_dtype,
+    refuse_large,
     softmax_objective,
 )
 from anlage.probes.linear.solver import minimise
+from anlage.probes.precision import float32_products
 from anlage.probes.prediction import LinearHead
 from anlage.probes.splits.grouped import grouped_folds
+from anlage.probes.splits.split import Split
 
 Criterion = Literal["cross_entropy", "balanced_accuracy"]
 TITAN_COSTS = tuple(float(cost) for cost in np.logspace(-5, 6, 45))
@@ -105,7 +110,10 @@ def logistic_path(
     """
     who = "logistic_path"
     cost_K = _rising(who, costs)
+    refuse_dtype(who, dtype)
     train, class_C, code_M = train_side(who, train_MD, train_label_M, device=device, dtype=dtype)
+    if not standardise:
+        refuse_large(who, train)
     unit = softmax_objective(
         train,
         code_M,
@@ -115,12 +123,14 @@ def logistic_path(
         balance_classes=balance_classes,
         standardise=standardise,
     )
-    curvature, parameter_CE, heads = Curvature(unit), unit.prior(), []
-    for cost in cost_K.tolist():
-        objective = replace(unit, weight_M=unit.weight_M * cost)
-        solution = minimise(objective, start_CE=parameter_CE, curvature=curvature, cost=cost)
-        parameter_CE = solution.parameter_CE
-        heads.append(head_of(who, objective, solution, class_C, note=f"cost {cost:g}"))
+    heads = []
+    with float32_products(train.device):
+        curvature, parameter_CE = Curvature(unit), unit.prior()
+        for cost in cost_K.tolist():
+            objective = replace(unit, weight_M=unit.weight_M * cost)
+            solution = minimise(objective, start_CE=parameter_CE, curvature=curvature, cost=cost)
+            parameter_CE = solution.parameter_CE
+            heads.append(head_of(who, objective, solution, class_C, note=f"cost {cost:g}"))
     norm_K = np.array([float(head.weight_CD.double().norm()) for head in heads])
     return LogisticPath(cost_K=cost_K, heads=tuple(heads), norm_K=norm_K)
 
@@ -157,40 +167,32 @@ def logistic_best(
         device: See ``logistic_probe``.
 
     Raises:
-        ValueError: As ``logistic_path``; if groups are unusable or too few in all or in a class.
+        ValueError: As ``logistic_path``; if groups are unusable or too few in all or in a class, or
+            the criterion is none.
     """
     who = "logistic_best"
     cost_K = _rising(who, costs)
+    _refuse_words(who, dtype, criterion)
     train, class_C, code_M = train_side(who, train_MD, train_label_M, device=device, dtype=dtype)
     group = labels_of(who, "groups", group_M, n_rows=len(train))
     code = code_M.cpu().numpy()
 
-    def path(row_M: Tensor) -> LogisticPath:
-        return logistic_path(
-            train[row_M],
-            class_C[code[row_M.cpu().numpy()]],
-            costs=cost_K.tolist(),
-            balance_classes=balance_classes,
-            standardise=standardise,
-            dtype=dtype,
-        )
+    path = partial(
+        logistic_path, balance_classes=balance_classes, standardise=standardise, dtype=dtype
+    )
+    folds = grouped_folds(code, group, n_folds=n_folds, seed=seed)
+    _refuse_lost_classes(who, class_C, [code[split.train] for split in folds])
 
-    losses = []
-    for split in grouped_folds(code, group, n_folds=n_folds, seed=seed):
-        inner = path(torch.from_numpy(split.train).to(train.device))
+    def losses(split: Split) -> list[float]:
+        kept = train[torch.from_numpy(split.train).to(train.device)]
+        inner = path(kept, class_C[code[split.train]], costs=cost_K.tolist())
         held_out = train[torch.from_numpy(split.test).to(train.device)]
         truth = torch.from_numpy(code[split.test])
-        losses.append([_loss(head.logits(held_out), truth, criterion) for head in inner.heads])
-    loss_FK = np.array(losses)
+        return [_loss(head.logits(held_out), truth, criterion) for head in inner.heads]
+
+    loss_FK = np.array([losses(split) for split in folds])
     cost = float(cost_K[int(loss_FK.mean(axis=0).argmin())])
-    final = logistic_path(
-        train,
-        class_C[code],
-        costs=cost_K[cost_K <= cost].tolist(),
-        balance_classes=balance_classes,
-        standardise=standardise,
-        dtype=dtype,
-    )
+    final = path(train, class_C[code], costs=cost_K[cost_K <= cost].tolist())
     return Choice(cost=cost, head=final.head(cost), loss_FK=loss_FK)
 
 
@@ -201,6 +203,27 @@ def _rising(who: str, costs: Sequence[float]) -> NDArray[np.float64]:
     for cost in costs:
         refuse_cost(who, cost)
     return np.unique(np.asarray(costs, dtype=np.float64))
+
+
+def _refuse_words(who: str, dtype: torch.dtype, criterion: str) -> None:
+    refuse_dtype(who, dtype)
+    known = get_args(Criterion)
+    if criterion not in known:
+        msg = f"{who}: criterion needs to be one of {known}; got {criterion!r}. Choose one of them."
+        raise ValueError(msg)
+
+
+def _refuse_lost_classes(
+    who: str, class_C: NDArray[Any], train_codes: Sequence[NDArray[np.int64]]
+) -> None:
+    for code_M in train_codes:
+        lost = class_C[np.bincount(code_M, minlength=len(class_C)) == 0].tolist()
+        if lost:
+            msg = (
+                f"{who}: every inner fold needs all classes on its train side; got none of {lost} "
+                "in one. Take another seed or number of folds, or leave these classes out."
+            )
+            raise ValueError(msg)
 
 
 def _loss(logits_NC: NDArray[np.float64], truth_N: Tensor, criterion: Criterion) -> float:

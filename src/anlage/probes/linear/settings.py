@@ -25,7 +25,7 @@ def refuse_numbers(
         ValueError: If one is not.
     """
     rules: tuple[tuple[Mapping[str, float] | None, str, Callable[[float], bool]], ...] = (
-        (whole, "a whole number, 1 or more", lambda value: value >= 1 and value == int(value)),
+        (whole, "a whole number, 1 or more", lambda n: hasattr(n, "__index__") and n >= 1),
         (positive, "finite and > 0", lambda value: value > 0),
         (not_negative, "finite and >= 0", lambda value: value >= 0),
     )

@@ -25,6 +25,7 @@ def advance_side_by_side(jobs: Sequence[Job], *, n_threads: int) -> None:
         n_threads: Jobs that run at once, >= 1.
     """
     waiting, is_stopped = deque(jobs), threading.Event()
+    is_inference = torch.is_inference_mode_enabled()  # a new thread starts outside it
 
     def work() -> None:
         torch.set_num_threads(1)
@@ -34,7 +35,8 @@ def advance_side_by_side(jobs: Sequence[Job], *, n_threads: int) -> None:
             except IndexError:
                 return
             try:
-                has_more = job()
+                with torch.inference_mode(is_inference):
+                    has_more = job()
             except BaseException:
                 is_stopped.set()
                 raise

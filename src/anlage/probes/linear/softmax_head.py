@@ -13,10 +13,10 @@ from torch import Tensor
 
 from anlage.probes.linear.objective import Penalty, SoftmaxObjective
 from anlage.probes.linear.solver import Solution
+from anlage.probes.linear.standardise import mean_and_deviation
 from anlage.probes.prediction import LinearHead
 
 LOGGER = logging.getLogger(__name__)
-BLOCK_VALUES = 2**20
 
 
 def softmax_objective(
@@ -36,7 +36,7 @@ def softmax_objective(
         weight_M *= (len(code_M) / (n_classes * count_C)).to(train_MD.dtype)[code_M]
     mean_D = scale_D = None
     if standardise:
-        mean_D, scale_D = _moments(train_MD)
+        mean_D, scale_D = mean_and_deviation(train_MD)
         mean_D = mean_D.to(train_MD.dtype)
     return SoftmaxObjective(
         train_MD=train_MD,
@@ -90,15 +90,32 @@ def refuse_cost(who: str, cost: float) -> None:
         raise ValueError(msg)
 
 
-def _moments(train_MD: Tensor) -> tuple[Tensor, Tensor]:
-    """(D,) float64 mean and population deviation; one for a constant column."""
-    n_rows, width = train_MD.shape
-    blocks = torch.split(train_MD, max(1, BLOCK_VALUES // width))
-    mean_D = torch.stack([block.sum(dim=0, dtype=torch.float64) for block in blocks]).sum(0)
-    mean_D /= n_rows
-    square_D = torch.zeros_like(mean_D)
-    for block in blocks:
-        square_D += (block.double() - mean_D).square().sum(dim=0)
-    scale_D = (square_D / n_rows).sqrt()
-    rounding_D = 10 * torch.finfo(torch.float64).eps * mean_D.abs()
-    return mean_D, torch.where(scale_D > rounding_D, scale_D, 1.0)
+def refuse_dtype(who: str, dtype: torch.dtype) -> None:
+    """Refuse a type that the solver has no tolerance for.
+
+    Raises:
+        ValueError: If it is neither float32 nor float64.
+    """
+    if dtype not in {torch.float32, torch.float64}:
+        msg = (
+            f"{who}: dtype needs to be torch.float32 or torch.float64; got {dtype}. "
+            "Embeddings of other types are converted."
+        )
+        raise ValueError(msg)
+
+
+def refuse_large(who: str, train_MD: Tensor) -> None:
+    """Refuse features, not to be standardised, whose sums of squares would overflow.
+
+    Raises:
+        ValueError: If they would.
+    """
+    low, high = train_MD.aminmax()
+    largest = max(-float(low), float(high))
+    limit = float((torch.finfo(train_MD.dtype).max / 1000 / len(train_MD)) ** 0.5)
+    if largest > limit:
+        msg = (
+            f"{who}: train needs features of at most {limit:.0e}, so that squares can be summed; "
+            f"got {largest:.0e}. Divide all features by one number, or standardise them."
+        )
+        raise ValueError(msg)

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -113,18 +112,4 @@ def shuffled_epochs(n_rows: int, *, seeds: Sequence[int], device: torch.device) 
     """Every row once an epoch, in an order of its own for each seed: (R, M) int64, without end."""
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     while True:
-        orders = [torch.randperm(n_rows, generator=generator) for generator in generators]
-        yield torch.stack(orders).to(device)
-
-
-@contextmanager
-def float32_products(device: torch.device) -> Iterator[None]:
-    """Matrix products on CUDA in float32 proper: no TF32, no autocast."""
-    matmul = torch.backends.cuda.matmul
-    before = matmul.fp32_precision
-    try:
-        matmul.fp32_precision = "ieee"
-        with torch.autocast(device.type, enabled=False), torch.no_grad():
-            yield
-    finally:
-        matmul.fp32_precision = before
+        yield torch.stack([torch.randperm(n_rows, generator=rng) for rng in generators]).to(device)

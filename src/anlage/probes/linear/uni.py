@@ -12,8 +12,15 @@ import torch
 from anlage.probes.checks import Rows, train_side
 from anlage.probes.linear.curvature import Curvature
 from anlage.probes.linear.objective import Penalty, SoftmaxObjective
-from anlage.probes.linear.softmax_head import head_of, one_vector_for_two, softmax_objective
+from anlage.probes.linear.softmax_head import (
+    head_of,
+    one_vector_for_two,
+    refuse_dtype,
+    refuse_large,
+    softmax_objective,
+)
 from anlage.probes.linear.solver import Solution, minimise
+from anlage.probes.precision import float32_products
 from anlage.probes.prediction import LinearHead
 
 Reading = Literal["paper", "code"]
@@ -52,7 +59,8 @@ def linear_probe_uni(
         device: Where to compute; by default where the embeddings lie.
 
     Raises:
-        ValueError: If an array is unusable, the train side has one class, or the reading is none.
+        ValueError: If an array is unusable, the train side has one class, features are too large to
+            square, or the reading is none.
 
     Source: Chen et al. 2024, UNI, arXiv:2308.15474, Methods (lambda); mahmoodlab/UNI at 42715ef,
     uni/downstream/eval_patch_features (objective of the code).
@@ -61,7 +69,9 @@ def linear_probe_uni(
     if reading not in get_args(Reading):
         msg = f"{who}: reading needs to be 'paper' or 'code'; got {reading!r}. Choose one of them."
         raise ValueError(msg)
+    refuse_dtype(who, dtype)
     train, class_C, code_M = train_side(who, train_MD, train_label_M, device=device, dtype=dtype)
+    refuse_large(who, train)
     n_classes = len(class_C)
     cost = train.shape[1] * n_classes / 100
     is_paper = reading == "paper"
@@ -74,7 +84,8 @@ def linear_probe_uni(
         if is_paper
         else Penalty(strength=0.5 / cost, is_squared=False),
     )
-    solution = minimise(objective) if is_paper else minimise_with_norm(objective)
+    with float32_products(train.device):
+        solution = minimise(objective) if is_paper else minimise_with_norm(objective)
     return head_of(who, objective, solution, class_C, note=f"UNI {reading}, Cost {cost:g}")
 
 

@@ -12,11 +12,13 @@ import torch
 from torch import Tensor
 
 from anlage.probes.checks import Rows, train_side
-from anlage.probes.linear.descent import SgdDescent, cosine_lr
+from anlage.probes.linear.descent import SgdDescent, cosine_lr, diverged
 from anlage.probes.linear.held_out import tenth_held_out
 from anlage.probes.linear.settings import refuse_numbers
-from anlage.probes.linear.stack import HeadStack, float32_products, shuffled_epochs
+from anlage.probes.linear.stack import HeadStack, shuffled_epochs
+from anlage.probes.linear.standardise import mean_and_deviation
 from anlage.probes.linear.validation import BestHeads, ValidationSide, validation_side
+from anlage.probes.precision import float32_products
 from anlage.probes.prediction import LinearHead
 
 WHO = "linear_probe_virchow"
@@ -81,7 +83,8 @@ def linear_probe_virchow(
     groups (patients) where ``group_M`` is given, with classes spread as evenly as groups allow.
 
     Float32 without TF32, mean and deviation in float64, with torch's own threads. Beside the
-    arrays given, memory is one z-scored copy of both sides and 4 * batch * D bytes.
+    arrays given, memory is one z-scored copy of both sides (and, where a tenth is
+    held out, a plain one for a moment) and 4 * batch * D bytes.
 
     Args:
         train_MD: (M, D) embeddings of the train side; tensors stay on their device.
@@ -115,7 +118,7 @@ def linear_probe_virchow(
         side = validation_side(WHO, validation, train_MD=train, class_C=class_C)
     mean_D, scale_D = torch.zeros_like(train[0]), torch.ones_like(train[0])
     if protocol.is_z_scored:
-        mean_D, scale_D = _moments(train)
+        mean_D, scale_D = (part.float() for part in mean_and_deviation(train))
         train = (train - mean_D).div_(scale_D)
         z_scored = (side.row_VD - mean_D).div_(scale_D)
         side = ValidationSide(row_VD=z_scored, code_V=side.code_V, n_classes=side.n_classes)
@@ -148,11 +151,7 @@ def _train(
         if (step + 1) % protocol.check_every == 0 or step + 1 == protocol.n_steps:
             best.consider(stack, score(stack), step=step + 1)
     if not (best.step_R[0] and best.weight_RCD.isfinite().all()):
-        msg = (
-            f"{WHO}: the training needs to stay finite; got no usable head in {protocol.n_steps} "
-            f"steps at lr {protocol.lr}. Lower lr, or z-score the embeddings."
-        )
-        raise ValueError(msg)
+        raise ValueError(diverged(WHO, n_steps=protocol.n_steps, lr=protocol.lr))
     return best
 
 
@@ -166,22 +165,6 @@ def _batches(train_MD: Tensor, *, protocol: SgdProtocol, seed: int) -> Iterator[
             yield from torch.split(drawn_1M, protocol.batch, dim=1)
     for row_1M in shuffled_epochs(n_rows, seeds=[seed], device=device):
         yield from torch.split(row_1M, protocol.batch, dim=1)
-
-
-def _moments(train_MD: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and deviation of each feature (population), in float64; 1 for a constant feature."""
-    n_block = max(1, 2**24 // train_MD.shape[1])
-    total_D = torch.zeros(train_MD.shape[1], dtype=torch.float64, device=train_MD.device)
-    square_D = torch.zeros_like(total_D)
-    for block in torch.split(train_MD, n_block):
-        total_D += block.sum(dim=0, dtype=torch.float64)
-    mean_D = total_D / len(train_MD)
-    for block in torch.split(train_MD, n_block):
-        square_D += (block.double() - mean_D).square_().sum(dim=0)
-    scale_D = (square_D / len(train_MD)).sqrt()
-    is_constant_D = train_MD.amin(dim=0) == train_MD.amax(dim=0)
-    scale_D = torch.where(is_constant_D, torch.ones_like(scale_D), scale_D)
-    return mean_D.float(), scale_D.float()
 
 
 def _refuse_protocol(protocol: SgdProtocol) -> None:
