@@ -85,8 +85,9 @@ class Split:
 
 def group_name(value: object) -> str:
     """Name of a group: no spaces around it, and 7.0, which a column with gaps makes of 7, is 7."""
-    is_whole = isinstance(value, float) and value.is_integer()
-    return str(int(value) if is_whole else value).strip()
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    return str(value).strip()
 
 
 def groups_on_two_sides(group_N: ArrayLike, side_N: ArrayLike) -> list[str]:
@@ -127,7 +128,8 @@ def refuse_two_spellings(who: str, group_N: NDArray[Any]) -> None:
         other = named.setdefault(group_name(group), group)
         if other is not group:
             msg = (
-                f"{who}: a group needs one spelling; got {sorted(map(repr, (other, group)))}. "
+                f"{who}: a group needs one spelling; got "
+                f"{' and '.join(sorted(map(repr, (other, group))))}. "
                 "Strip spaces and make all names text."
             )
             raise ValueError(msg)
