@@ -217,3 +217,20 @@ def test_real_predictions_of_texture_features(shared_data) -> None:
     )
     assert interval.low < interval.estimate < interval.high
     assert interval.n_short_of_a_class == 0
+
+
+def test_blocks_of_the_jackknife_change_little(generator, monkeypatch) -> None:
+    columns = (np.ones(1200), (generator.random(1200) < 0.9).astype(float))
+    one_by_one = cluster_bootstrap(ACCURACY, columns, np.arange(1200), n_resamples=300)
+    monkeypatch.setattr(resampling, "MOST_LEFT_OUT", 400)
+    in_blocks = cluster_bootstrap(ACCURACY, columns, np.arange(1200), n_resamples=300)
+    assert in_blocks.t_low != one_by_one.t_low
+    assert in_blocks.t_low == pytest.approx(one_by_one.t_low, abs=0.002)
+    assert in_blocks.low == pytest.approx(one_by_one.low, abs=0.002)
+    assert in_blocks.high == pytest.approx(one_by_one.high, abs=0.002)
+
+
+def test_refuses_labels_that_are_missing_before_any_work() -> None:
+    truth = np.array(["a", None, "b"], dtype=object)
+    with pytest.raises(ValueError, match="truth needs a value in each row; got none in 1 rows"):
+        cluster_bootstrap(ACCURACY, (truth, ["a", "b", "b"]), [0, 1, 2])

@@ -4,7 +4,9 @@ import pytest
 from anlage.probes.uncertainty import resampling
 from anlage.probes.uncertainty.resampling import (
     class_counts,
+    jackknife_blocks,
     leave_one_out_weights,
+    leave_out_weights,
     resample_weights,
     strata_of_classes,
 )
@@ -57,6 +59,19 @@ def test_one_stratum_is_none_and_blocks_change_nothing(monkeypatch) -> None:
 def test_leaving_one_out(monkeypatch) -> None:
     monkeypatch.setattr(resampling, "BLOCK_WEIGHTS", 10)
     np.testing.assert_array_equal(np.concatenate(list(leave_one_out_weights(5))), 1 - np.eye(5))
+    one_each = jackknife_blocks(np.array([0, 1, 0, 0, 1]))
+    np.testing.assert_array_equal(np.concatenate(list(leave_out_weights(one_each))), 1 - np.eye(5))
+
+
+def test_many_groups_are_left_out_in_even_blocks_of_one_stratum() -> None:
+    stratum = np.repeat([0, 1, 2], [70_000, 29_997, 3])
+    block = jackknife_blocks(stratum)
+    size_J = np.bincount(block)
+    assert 2000 <= len(size_J) <= 2003
+    assert (np.unique(stratum * 10_000 + block).size, size_J.max()) == (len(size_J), 50)
+    assert size_J[block[stratum < 2]].min() >= 49
+    assert (block == jackknife_blocks(stratum)).all()
+    assert np.ptp(np.flatnonzero(block == 0)) > 10_000  # not neighbours, which may be alike
 
 
 def test_classes_are_counted_by_group() -> None:

@@ -20,7 +20,8 @@ class BootstrapDistribution:
     Attributes:
         value_R: (R,) statistic of each resample, all finite.
         estimate: The statistic on the groups as they are.
-        leave_out_G: (G,) statistic without each group; NaN where it has no value.
+        leave_out_G: (G,) statistic without each group, or each block of many; NaN where it has no
+            value.
         stratum_G: (G,) stratum of each group; one stratum if they were drawn without strata.
     """
 

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import stdtrit
 
-from anlage.probes.checks import Rows
+from anlage.probes.checks import Rows, labels_of
 from anlage.probes.metrics.metric import Metric, Statistic
 from anlage.probes.uncertainty.bca import BootstrapDistribution
 from anlage.probes.uncertainty.columns import columns_of
@@ -20,7 +20,8 @@ from anlage.probes.uncertainty.interval import FEWEST_RELIABLE_GROUPS, Interval,
 from anlage.probes.uncertainty.resampling import (
     class_counts,
     group_codes,
-    leave_one_out_weights,
+    jackknife_blocks,
+    leave_out_weights,
     resample_weights,
     strata_of_classes,
 )
@@ -133,7 +134,9 @@ def groups_of(who: str, group_N: Rows, truth_N: NDArray[Any], *, has_classes: bo
     """
     group_G, code_N = group_codes(who, group_N, len(truth_N))
     n_groups = len(group_G)
-    count_GC = class_counts(truth_N, code_N, n_groups) if has_classes else None
+    count_GC = None
+    if has_classes:
+        count_GC = class_counts(labels_of(who, "truth", truth_N), code_N, n_groups)
     return Groups(code_N=code_N, n_groups=n_groups, count_GC=count_GC)
 
 
@@ -168,7 +171,8 @@ def interval_over_groups(
         distribution.estimate, distribution.leave_out_G, settings.confidence, bounds
     )
     is_bca = used == "bca"
-    _, size_S = np.unique(distribution.stratum_G, return_counts=True)
+    stratum_G = groups.strata(stratify=settings.stratify)
+    _, size_S = np.unique(stratum_G, return_counts=True)
     return Interval(
         estimate=distribution.estimate,
         low=ends[0],
@@ -216,12 +220,13 @@ def bootstrap_distribution(
             "on no resample of them. Test on rows with cases of every class."
         )
         raise ValueError(msg)
-    leave_out = [statistic(weight_RG) for weight_RG in leave_one_out_weights(groups.n_groups)]
+    block_G = jackknife_blocks(stratum_G)
+    leave_out = [statistic(weight_RG) for weight_RG in leave_out_weights(block_G)]
     distribution = BootstrapDistribution(
         value_R=value_R,
         estimate=estimate,
         leave_out_G=np.concatenate(leave_out),
-        stratum_G=stratum_G,
+        stratum_G=stratum_G[np.unique(block_G, return_index=True)[1]],
     )
     return distribution, n_short
 
@@ -234,9 +239,10 @@ def t_interval(
 ) -> tuple[float, float]:
     """The t-interval from leaving out one group at a time, clipped to the range of the number.
 
-    For a mean over groups of equal size it is the textbook t-interval of the groups' means. Where
-    the number has no value without some group (the only one with a positive), nothing is known of
-    what that group does, and the interval is the whole range.
+    Above 2,000 groups, blocks of them are left out (``jackknife_blocks``), which count as groups
+    here. For a mean over groups of equal size it is the textbook t-interval of the groups' means.
+    Where the number has no value without some group (the only one with a positive), nothing is
+    known of what that group does, and the interval is the whole range.
     """
     if not np.isfinite(leave_out_G).all():
         return bounds

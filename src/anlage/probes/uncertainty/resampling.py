@@ -13,6 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 from anlage.probes.checks import labels_of
 
 BLOCK_WEIGHTS = 2**22
+MOST_LEFT_OUT = 2000
 
 
 def group_codes(
@@ -112,15 +113,51 @@ def resample_weights(
         yield counted.reshape(n_rows, n_groups) * scale_G
 
 
-def leave_one_out_weights(n_groups: int) -> Iterator[NDArray[np.float64]]:
-    """Weights of the jackknife: all groups but one, each in its turn.
+def jackknife_blocks(stratum_G: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Which groups the jackknife leaves out together: each alone, or above 2,000 in blocks.
+
+    One by one, the time of G groups grows with G^2. Blocks are drawn within strata, are of equal
+    size but for one group, and are the same on every call.
+
+    Args:
+        stratum_G: (G,) stratum of each group.
+
+    Returns:
+        (G,) int64 code of each group's block, 0 to J - 1; about 2,000 blocks at most.
+
+    Source: Shao and Wu 1989, Annals of Statistics 17:1176 (leaving out several).
+    """
+    n_groups = len(stratum_G)
+    if n_groups <= MOST_LEFT_OUT:
+        return np.arange(n_groups)
+    drawn_G = np.random.default_rng(0).permutation(n_groups)
+    order_G = drawn_G[np.argsort(stratum_G[drawn_G], kind="stable")]
+    _, first_S, code_G, size_S = np.unique(
+        stratum_G[order_G], return_index=True, return_inverse=True, return_counts=True
+    )
+    n_blocks_S = np.ceil(size_S * MOST_LEFT_OUT / n_groups).astype(np.int64)
+    place_G = (np.arange(n_groups) - first_S[code_G]) % n_blocks_S[code_G]
+    block_G = np.empty(n_groups, dtype=np.int64)
+    block_G[order_G] = (np.cumsum(n_blocks_S) - n_blocks_S)[code_G] + place_G
+    return block_G
+
+
+def leave_out_weights(block_G: NDArray[np.int64]) -> Iterator[NDArray[np.float64]]:
+    """Weights of the jackknife: all groups but those of one block, each block in its turn.
+
+    Args:
+        block_G: (G,) block of each group, as ``jackknife_blocks`` gives them.
 
     Yields:
-        (r, G) float64 of ones with one zero a row; a block holds at most 4 million of them.
+        (r, G) float64 of ones, and zeros for the block; at most 4 million of them at a time.
     """
-    n_block = max(1, BLOCK_WEIGHTS // n_groups)
-    for start in range(0, n_groups, n_block):
-        weight_RG = np.ones((min(n_block, n_groups - start), n_groups))
-        row = np.arange(len(weight_RG))
-        weight_RG[row, start + row] = 0
-        yield weight_RG
+    n_left_out = int(block_G.max()) + 1
+    n_at_once = max(1, BLOCK_WEIGHTS // len(block_G))
+    for start in range(0, n_left_out, n_at_once):
+        left_out_R = np.arange(start, min(start + n_at_once, n_left_out))
+        yield (block_G != left_out_R[:, None]).astype(np.float64)
+
+
+def leave_one_out_weights(n_groups: int) -> Iterator[NDArray[np.float64]]:
+    """``leave_out_weights`` of each group alone, however many there are."""
+    return leave_out_weights(np.arange(n_groups))
