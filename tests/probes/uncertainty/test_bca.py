@@ -3,6 +3,7 @@ import pytest
 from scipy import stats
 
 from anlage.probes.uncertainty.bca import BootstrapDistribution
+from reference.slow_bootstrap import widened_tails
 
 
 def distribution(value_R, estimate, leave_out_G, stratum_G=None):
@@ -63,7 +64,33 @@ def test_acceleration_is_within_strata() -> None:
 def test_resamples_of_exactly_0_speak_for_0(sign, is_bca) -> None:
     """40 of 1,000 are 0 and none is beyond: the 95 % interval ends at 0, so p is above 0.05."""
     value = sign * np.r_[np.zeros(40), np.linspace(0.1, 0.9, 960)]
-    ours = distribution(value, float(np.median(value)), np.array([-1.0, 0, 1]))
+    ours = distribution(value, float(np.median(value)), np.linspace(-1, 1, 2001))
     ends = ours.bca_ends(0.95) if is_bca else ours.percentile_ends(0.95)
     assert 0 in ends
-    assert ours.p_value(is_bca=is_bca) == pytest.approx(0.08)
+    assert ours.p_value(is_bca=is_bca) == pytest.approx(0.08, abs=5e-4)  # 2001 groups: normal
+
+
+def test_confidence_is_widened_as_a_t_interval_is() -> None:
+    ours = distribution(np.arange(9.0), 4.0, np.arange(20.0))
+    assert ours.widened(0.95) == pytest.approx(1 - 2 * widened_tails(20)[0])
+    assert ours.widened(0.95) == pytest.approx(0.968, abs=5e-4)
+    constant = distribution(np.arange(9.0), 4.0, np.full(20, np.nan))
+    assert constant.widened(0.95) == pytest.approx(ours.widened(0.95))
+
+
+def test_degrees_of_freedom_in_strata_are_welchs(generator) -> None:
+    """Of the difference of two means, whose jackknife moves each group by its share."""
+    x, y = generator.normal(0, 3, 4), generator.normal(0, 1, 30)
+    moved = np.r_[(x.mean() - x) / (len(x) - 1), (y - y.mean()) / (len(y) - 1)]
+    ours = distribution(np.arange(9.0), 4.0, moved, np.repeat([0, 1], [4, 30]))
+    freedom = stats.ttest_ind(x, y, equal_var=False).df
+    assert ours.widened(0.95) == pytest.approx(1 - 2 * stats.norm.sf(stats.t.isf(0.025, freedom)))
+
+
+def test_p_value_is_that_of_a_widened_interval() -> None:
+    """200 of 10,000 lie below 0, which is the end of a plain 96 % interval."""
+    value = np.r_[np.full(200, -1.0), np.linspace(0.1, 0.9, 9800)]
+    ours = distribution(value, float(np.median(value)), np.zeros(20))
+    p_value = ours.p_value(is_bca=False)
+    assert p_value > 0.04
+    assert ours.widened(1 - p_value) == pytest.approx(0.96)

@@ -7,7 +7,7 @@ from anlage.probes.metrics.classification import ACCURACY, BALANCED_ACCURACY
 from anlage.probes.metrics.metric import metric_of_rows
 from anlage.probes.uncertainty.bootstrap import cluster_bootstrap
 from anlage.probes.uncertainty.paired import paired_bootstrap
-from reference.slow_bootstrap import gathered
+from reference.slow_bootstrap import gathered, widened_tails
 
 PLAIN = {"method": "percentile", "stratify": False}
 
@@ -34,7 +34,7 @@ def test_is_the_slow_loop_number_for_number(two_models) -> None:
         t, p, q = gathered((truth, a, b), group, drawn)
         values.append(balanced_accuracy_score(t, p) - balanced_accuracy_score(t, q))
     fast = compare(two_models, n_resamples=150, seed=4, **PLAIN)
-    assert (fast.low, fast.high) == pytest.approx(tuple(np.quantile(values, [0.025, 0.975])))
+    assert (fast.low, fast.high) == pytest.approx(tuple(np.quantile(values, widened_tails(25))))
     expected = balanced_accuracy_score(truth, a) - balanced_accuracy_score(truth, b)
     assert fast.estimate == pytest.approx(expected)
 
@@ -87,8 +87,8 @@ def test_p_value_of_a_clear_difference_is_the_least_that_resamples_can_show(gene
     group, truth = np.arange(50), np.arange(50) % 2
     wrong = np.where(generator.random(50) < 0.9, 1 - truth, truth)
     two = (truth, truth, wrong, group)
-    assert compare(two, n_resamples=999, method="percentile").p_value == pytest.approx(0.002)
-    assert 0.002 <= compare(two, n_resamples=999).p_value < 0.05
+    assert 0.002 <= compare(two, n_resamples=999).p_value < 0.01
+    assert 0.002 <= compare(two, n_resamples=999, method="bca").p_value < 0.05
 
 
 def test_metrics_without_bounds_have_open_t_intervals(generator) -> None:

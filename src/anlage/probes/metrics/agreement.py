@@ -58,7 +58,11 @@ def kappa_metric(
         return statistic
 
     return Metric(
-        name=name, columns=("truth", "predicted"), bounds=(-1.0, 1.0), over_groups=over_groups
+        name=name,
+        columns=("truth", "predicted"),
+        bounds=(-1.0, 1.0),
+        has_classes=False,
+        over_groups=over_groups,
     )
 
 

@@ -137,6 +137,7 @@ def _error_metric(
         columns=("truth", "score"),
         bounds=bounds,
         is_better_larger=False,
+        has_classes=False,
         over_groups=over_groups,
     )
 

@@ -131,7 +131,9 @@ def confusion_matrix(truth_N: Rows, predicted_N: Rows) -> ConfusionMatrix:
     return ConfusionMatrix(class_C=class_C, count_CC=count.astype(np.int64))
 
 
-def _metric(name: str, value: Callable[[Margins], NDArray[np.float64]]) -> Metric:
+def _metric(
+    name: str, value: Callable[[Margins], NDArray[np.float64]], *, has_classes: bool = True
+) -> Metric:
     """A metric of the margins, which are three sparse (C, G) tables of at most N counts each."""
 
     def over_groups(columns: Columns, code_N: NDArray[np.int64], n_groups: int) -> Statistic:
@@ -154,7 +156,11 @@ def _metric(name: str, value: Callable[[Margins], NDArray[np.float64]]) -> Metri
         return statistic
 
     return Metric(
-        name=name, columns=("truth", "predicted"), bounds=(0.0, 1.0), over_groups=over_groups
+        name=name,
+        columns=("truth", "predicted"),
+        bounds=(0.0, 1.0),
+        has_classes=has_classes,
+        over_groups=over_groups,
     )
 
 
@@ -198,7 +204,7 @@ def _share(part_RC: NDArray[np.float64], whole_RC: NDArray[np.float64]) -> NDArr
     return share
 
 
-ACCURACY = _metric("accuracy", _accuracy)
+ACCURACY = _metric("accuracy", _accuracy, has_classes=False)
 """Share of the rows predicted right."""
 
 BALANCED_ACCURACY = _metric("balanced_accuracy", _balanced_accuracy)
@@ -208,7 +214,7 @@ out, and a class that is only predicted is simply wrong."""
 MACRO_F1 = _metric("macro_f1", _macro_f1)
 """Mean F1 = 2 hits / (true + predicted) over the classes true or predicted somewhere."""
 
-WEIGHTED_F1 = _metric("weighted_f1", _weighted_f1)
+WEIGHTED_F1 = _metric("weighted_f1", _weighted_f1, has_classes=False)
 """Mean F1 over the classes, each weighed by its true rows."""
 
 MACRO_PRECISION = _metric("macro_precision", _macro_precision)

@@ -30,7 +30,10 @@ class Metric:
             ``("truth", "predicted")``. Resampling is stratified by the first unless told otherwise.
         bounds: Smallest and largest possible value.
         is_better_larger: False for errors, such as the Brier score.
-        has_classes: The first column holds classes, of which a resample can run short.
+        has_classes: The first column holds classes that count by themselves, however rare: a
+            resample can run short of them, and is stratified by them. False also for metrics that
+            weigh each row alike (accuracy, Brier), since how many rows a class has is then part of
+            what varies.
         takes_fractions: Whether weights may be fractions, as those of stratified resamples are.
         over_groups: From the columns (numpy arrays), (N,) int64 codes of the rows' groups and the
             number of groups to a ``Statistic``. Checks the columns and refuses them by name, and

@@ -135,6 +135,7 @@ def _metric(
         columns=COLUMNS,
         bounds=(0.0, 1.0),
         is_better_larger=is_better_larger,
+        has_classes=False,
         over_groups=over_groups,
     )
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import ndtr, ndtri
+from scipy.special import ndtr, ndtri, stdtr, stdtrit
 
 TIE = 1e-12
 
@@ -56,6 +56,19 @@ class BootstrapDistribution:
             return 0.0
         return float((moved_G**3).sum() / (6 * square**1.5))
 
+    def widened(self, confidence: float) -> float:
+        """The confidence whose normal quantile is the t quantile of the one asked for.
+
+        Quantiles of resamples are too close together by what a normal interval is narrower than a
+        t-interval and, where groups were drawn without strata, by sqrt((G - 1) / G): 0.954 instead
+        of 0.95 for 100 groups, 0.968 for 20.
+
+        Source: Hesterberg 2015, What Teachers Should Know About the Bootstrap, Am Stat 69:371
+        (expanded percentile interval); Satterthwaite 1946, Biometrics Bull 2:110.
+        """
+        freedom, factor = self._freedom()
+        return float(2 * ndtr(factor * stdtrit(freedom, (1 + confidence) / 2)) - 1)
+
     def percentile_ends(self, confidence: float) -> tuple[float, float]:
         """The quantiles of the resamples that leave out equal tails."""
         return self._quantiles((1 - confidence) / 2, (1 + confidence) / 2)
@@ -85,15 +98,16 @@ class BootstrapDistribution:
     def p_value(self, *, is_bca: bool) -> float:
         """Two-sided p of a true value of 0.
 
-        The smallest 1 - confidence whose interval, percentile or BCa, leaves out 0; a resample
-        that is 0 holds it back from both sides. Where no resample reaches 0, as if one in R + 1
-        did: R resamples cannot show less.
+        The smallest 1 - confidence whose widened interval leaves out 0, percentile or BCa; a
+        resample that is 0 holds it back from both sides. Where no resample reaches 0, as if one in
+        R + 1 did: R resamples cannot show less.
         """
         if self.is_constant():
             return float(abs(self.estimate) <= TIE) or 2 / (len(self.value_R) + 1)
         below, up_to = self._shares(0.0)
-        low_end = ndtr(self._level(up_to, is_bca=is_bca))
-        high_end = ndtr(-self._level(below, is_bca=is_bca))
+        freedom, factor = self._freedom()
+        low_end = stdtr(freedom, self._level(up_to, is_bca=is_bca) / factor)
+        high_end = stdtr(freedom, -self._level(below, is_bca=is_bca) / factor)
         return float(min(1.0, 2 * max(min(low_end, high_end), 1 / (len(self.value_R) + 1))))
 
     def _level(self, share: float, *, is_bca: bool) -> float:
@@ -106,6 +120,25 @@ class BootstrapDistribution:
         shifted = z - bias
         scale = 1 + self.acceleration() * shifted
         return shifted / scale - bias if scale > 0 else float(np.copysign(np.inf, shifted))
+
+    def _freedom(self) -> tuple[float, float]:
+        """Degrees of freedom of the groups, and what resampling without strata narrows by.
+
+        Satterthwaite's, from the jackknife: G - 1 of one stratum; of several, few if a stratum of
+        few groups moves the statistic most. At least 1.
+        """
+        n_groups = len(self.stratum_G)
+        moved_G = _within_strata(self.leave_out_G, self.stratum_G)
+        known_G = self.stratum_G[~np.isnan(self.leave_out_G)]
+        _, code_G, size_S = np.unique(known_G, return_inverse=True, return_counts=True)
+        square_S = np.bincount(code_G, weights=moved_G**2)
+        spare_S = np.maximum(size_S - 1, 1)
+        part_S = square_S * (size_S - 1) / size_S
+        if part_S.sum() <= TIE**2:
+            freedom = float(max(n_groups - len(np.unique(self.stratum_G)), 1))
+        else:
+            freedom = max(float(part_S.sum() ** 2 / (part_S**2 / spare_S).sum()), 1.0)
+        return freedom, np.sqrt(n_groups / (n_groups - 1)) ** (not np.ptp(self.stratum_G))
 
     def _shares(self, value: float) -> tuple[float, float]:
         """Shares of the resamples below a value, and up to it; equal as in ``share_below``."""

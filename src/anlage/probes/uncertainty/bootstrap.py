@@ -92,6 +92,7 @@ def cluster_bootstrap(
     whole rows (``metric_of_rows``), are resampled without strata. A group that is alone in its
     stratum always weighs 1: the interval is too narrow by what such groups would vary; they are
     counted.
+    Ends are read at a confidence widened as a t-interval is (``BootstrapDistribution.widened``).
     Resamples in which a class vanishes all the same are counted, and kept if the metric has a value
     without it; those without a value are counted and left out. float64; weights of at most 4
     million groups in memory at a time, same draws for every size of block.
@@ -163,9 +164,10 @@ def interval_over_groups(
         ValueError: If the number has no value on these groups, or on no resample.
     """
     distribution, n_short = bootstrap_distribution(name, statistic, groups, settings)
-    ends, used = distribution.percentile_ends(settings.confidence), "percentile"
+    confidence = distribution.widened(settings.confidence)
+    ends, used = distribution.percentile_ends(confidence), "percentile"
     if settings.method == "bca":
-        bca = distribution.bca_ends(settings.confidence)
+        bca = distribution.bca_ends(confidence)
         ends, used = (ends, used) if bca is None else (bca, "bca")
     t_ends = t_interval(
         distribution.estimate, distribution.leave_out_G, settings.confidence, bounds

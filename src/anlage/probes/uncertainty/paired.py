@@ -24,7 +24,7 @@ def paired_bootstrap(
     *,
     n_resamples: int = 2000,
     seed: int = 0,
-    method: Method = "bca",
+    method: Method = "percentile",
     stratify: bool = True,
     confidence: float = 0.95,
 ) -> Interval:
@@ -41,7 +41,8 @@ def paired_bootstrap(
         group_N: (N,) group (patient) of each row.
         n_resamples: Bootstrap resamples, 1 or more.
         seed: Of the resamples.
-        method: ``bca`` or ``percentile``.
+        method: ``percentile``, or ``bca``, which says "different" of equal models too often where
+            scores are ranked (docs/probes/uncertainty.md).
         stratify: Draw within strata of the classes, if the metric has classes.
         confidence: Of both intervals, 0 to 1.
 

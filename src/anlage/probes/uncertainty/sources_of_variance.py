@@ -200,7 +200,12 @@ def compare_over_seeds(
         f"difference of {metric.name}",
         difference,
         groups,
-        Resampling(n_resamples=n_resamples, seed=seed, stratify=metric.takes_fractions),
+        Resampling(
+            n_resamples=n_resamples,
+            seed=seed,
+            method="percentile",
+            stratify=metric.takes_fractions,
+        ),
         bounds=(-width, width),
         is_difference=True,
     )
