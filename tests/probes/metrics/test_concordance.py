@@ -52,7 +52,6 @@ def test_equals_a_double_loop_and_known_ends(generator):
     assert HARRELL_C(np.ones(8), times, -times) == 1
     assert HARRELL_C(np.ones(8), times, times) == 0
     assert HARRELL_C(np.ones(8), times, np.zeros(8)) == 0.5
-    assert np.isnan(HARRELL_C(np.zeros(8), times, times))
     assert HARRELL_C([1, 0], [3.0, 3.0], [2.0, 1.0]) == 1  # the event comes first
     assert np.isnan(HARRELL_C([1, 1], [3.0, 3.0], [2.0, 1.0]))
 
@@ -96,6 +95,12 @@ def test_bad_columns_are_refused(generator):
         HARRELL_C(event[1:], time, risk)
     with pytest.raises(ValueError, match="risk needs one finite number"):
         HARRELL_C(event, time, np.full(60, np.nan))
+    nobody = np.zeros(60)
+    for metric in (HARRELL_C, uno_c(time, event), dynamic_auc(time, event, at_time=5)):
+        with pytest.raises(ValueError, match="needs an event or more; got 60 rows, all censored"):
+            metric(nobody, time, risk)
+    under = HARRELL_C.over_groups((event, time, risk), np.arange(60), 60)
+    assert np.isnan(under((~event).astype(float)[None])).all()  # a resample of the censored
     with pytest.raises(ValueError, match="tau needs to be > 0"):
         uno_c(time, event, tau=0)
     with pytest.raises(ValueError, match="beyond 4"):

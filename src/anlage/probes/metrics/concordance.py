@@ -142,7 +142,7 @@ def dynamic_auc(train_time_M: ArrayLike, train_event_M: ArrayLike, *, at_time: f
 def _checked(
     who: str, columns: Columns
 ) -> tuple[NDArray[np.bool_], NDArray[np.float64], NDArray[np.float64]]:
-    event, time = survival_times(who, columns[0], columns[1], needs_event=False)
+    event, time = survival_times(who, columns[0], columns[1])
     risk = np.asarray(columns[2], dtype=np.float64)
     if risk.shape != time.shape or not np.isfinite(risk).all():
         msg = (
