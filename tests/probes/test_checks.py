@@ -6,7 +6,13 @@ import pytest
 import torch
 
 from anlage.probes import checks
-from anlage.probes.checks import all_rows_equal, embedding_tensor, labels_of, train_side
+from anlage.probes.checks import (
+    all_rows_equal,
+    class_codes,
+    embedding_tensor,
+    labels_of,
+    train_side,
+)
 
 ROWS = np.arange(24, dtype=np.float32).reshape(6, 4)
 
@@ -84,3 +90,13 @@ def test_equal_rows_are_seen_in_any_block(monkeypatch) -> None:
     assert not all_rows_equal(equal)
     with pytest.raises(ValueError, match="needs a feature that varies; got 5 equal rows"):
         train_side("probe", equal[:5], [0, 1, 0, 1, 0])
+
+
+def test_words_beside_numbers_are_refused() -> None:
+    with pytest.raises(ValueError, match="labels needs values of one kind.*got int, str. Write"):
+        class_codes("probe", np.array([1, "a", 2], dtype=object), n_rows=3)
+
+
+def test_labels_of_half_precision_are_read() -> None:
+    labels = torch.tensor([2, 0, 1]).bfloat16()
+    assert labels_of("probe", "labels", labels, n_rows=3).tolist() == [2, 0, 1]

@@ -93,9 +93,10 @@ def class_codes(who: str, train_label_M: Rows, *, n_rows: int) -> tuple[NDArray[
         code_M: (M,) int64 on the CPU, 0 to C - 1.
 
     Raises:
-        ValueError: If labels are unusable or all of one class.
+        ValueError: If labels are unusable, words mixed with numbers, or all of one class.
     """
     label = labels_of(who, "train labels", train_label_M, n_rows=n_rows)
+    _refuse_mixture(who, "train labels", label)
     class_C, code_M = np.unique(label, return_inverse=True)
     if len(class_C) < 2:
         msg = (
@@ -181,12 +182,27 @@ def _not_finite(who: str, name: str, bad: list[int], n_rows: int) -> str:
 
 def _label_array(values: Rows) -> NDArray[Any]:
     if isinstance(values, Tensor):
-        return values.detach().cpu().numpy()
+        tensor = values.detach().cpu()
+        return (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
     array = np.asarray(values)
     if array.dtype.kind in "US" and not hasattr(values, "dtype"):
         kept = np.asarray(values, dtype=object)
         return kept if len(_missing(kept)) else array  # numpy makes text of a NaN among text
     return array
+
+
+def _refuse_mixture(who: str, name: str, array: NDArray[Any]) -> None:
+    if array.dtype.kind != "O":
+        return
+    try:
+        np.sort(array)
+    except TypeError:
+        kinds = sorted({type(value).__name__ for value in array.tolist()})
+        msg = (
+            f"{who}: {name} needs values of one kind, that can be sorted; got {', '.join(kinds)}. "
+            "Write all of them as words, or all as numbers."
+        )
+        raise ValueError(msg) from None
 
 
 def _missing(array: NDArray[Any]) -> NDArray[np.int64]:
