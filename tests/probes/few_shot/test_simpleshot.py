@@ -197,7 +197,7 @@ def test_real_textures_grow_more_accurate_with_shots(shared_data):
         ({"shots": (1,), "rows_per_patient": 2}, "needs by_patient=True; got 2"),
         (
             {"shots": (1,), "train_patient_M": PATIENT, "test_patient_N": np.arange(90)},
-            "simpleshot: a patient needs to be on one side only; got 40 on both, such as 0, 1, 2",
+            "simpleshot: a patient needs to be on one side only; got 40 on both, such as 0, 1, 10",
         ),
         (
             {"shots": (1,), "train_patient_M": PATIENT, "test_patient_N": [7]},
