@@ -94,3 +94,12 @@ def test_p_value_is_that_of_a_widened_interval() -> None:
     p_value = ours.p_value(is_bca=False)
     assert p_value > 0.04
     assert ours.widened(1 - p_value) == pytest.approx(0.96)
+
+
+def test_two_groups_have_ends_however_wide(generator) -> None:
+    ours = distribution(generator.normal(size=200), 0.1, np.array([0.0, 0.4]))
+    confidence = ours.widened(0.95)
+    assert 0.999 < confidence < 1
+    assert np.isfinite(ours.bca_ends(confidence)).all()
+    skewed = distribution(generator.normal(size=200), 0.1, np.array([0.0, 0.1, 0.9]))
+    assert np.isfinite(skewed.bca_ends(skewed.widened(0.9999999))).all()

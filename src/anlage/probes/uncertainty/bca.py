@@ -67,7 +67,8 @@ class BootstrapDistribution:
         (expanded percentile interval); Satterthwaite 1946, Biometrics Bull 2:110.
         """
         freedom, factor = self._freedom()
-        return float(2 * ndtr(factor * stdtrit(freedom, (1 + confidence) / 2)) - 1)
+        wide = 2 * ndtr(factor * stdtrit(freedom, (1 + confidence) / 2)) - 1
+        return float(min(wide, 1 - TIE))
 
     def percentile_ends(self, confidence: float) -> tuple[float, float]:
         """The quantiles of the resamples that leave out equal tails."""
