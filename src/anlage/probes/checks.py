@@ -62,7 +62,7 @@ def labels_of(who: str, name: str, values: Rows, *, n_rows: int | None = None) -
     Raises:
         ValueError: If there is not exactly one value a row, or one is missing (NaN or None).
     """
-    array = _label_array(values)
+    array = array_of(values)
     if n_rows is None and (array.ndim != 1 or not array.size):
         msg = (
             f"{who}: {name} needs a non-empty list of one value a row; got shape {array.shape}. "
@@ -180,7 +180,8 @@ def _not_finite(who: str, name: str, bad: list[int], n_rows: int) -> str:
     )
 
 
-def _label_array(values: Rows) -> NDArray[Any]:
+def array_of(values: Rows) -> NDArray[Any]:
+    """A numpy array on the CPU; bfloat16 becomes float32, and a gap in a list of text stays one."""
     if isinstance(values, Tensor):
         tensor = values.detach().cpu()
         return (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()

@@ -2,8 +2,9 @@ import numpy as np
 import pytest
 import torch
 
-from anlage.probes.metrics.classification import BALANCED_ACCURACY
+from anlage.probes.metrics.classification import ACCURACY, BALANCED_ACCURACY
 from anlage.probes.metrics.metric import metric_of_rows
+from anlage.probes.metrics.ranking import AUROC
 
 
 def median_error(truth, predicted):
@@ -52,3 +53,9 @@ def test_agrees_with_the_counted_form() -> None:
 def test_columns_may_lie_on_a_gpu() -> None:
     columns = torch.tensor([[0, 1, 1, 0, 2], [0, 1, 0, 0, 1]])
     assert BALANCED_ACCURACY(*columns.cuda()) == BALANCED_ACCURACY(*columns)
+
+
+def test_a_gap_in_a_list_is_no_class_and_half_precision_is_read() -> None:
+    with pytest.raises(ValueError, match="needs a value in each row; got none in 1 rows"):
+        ACCURACY(["a", float("nan"), "b"], ["a", "nan", "b"])
+    assert AUROC([0, 1], torch.tensor([0.1, 0.9], dtype=torch.bfloat16)) == 1

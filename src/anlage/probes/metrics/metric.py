@@ -10,9 +10,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
 
-from anlage.probes.checks import Rows
+from anlage.probes.checks import Rows, array_of
 
 Columns = tuple[NDArray[Any], ...]
 Statistic = Callable[[NDArray[np.float64]], NDArray[np.float64]]
@@ -68,10 +67,7 @@ class Metric:
         Raises:
             ValueError: If there are more or fewer columns than the metric has, or one is a scalar.
         """
-        arrays = tuple(
-            column.detach().cpu().numpy() if isinstance(column, Tensor) else np.asarray(column)
-            for column in columns
-        )
+        arrays = tuple(array_of(column) for column in columns)
         if len(arrays) != len(self.columns):
             msg = (
                 f"{self.name}: needs the columns {self.columns}; got {len(arrays)}. "

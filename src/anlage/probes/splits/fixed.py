@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from anlage.probes.checks import labels_of
+from anlage.probes.checks import array_of, labels_of
 from anlage.probes.splits.split import SIDES, Split, refuse_cut_groups, refuse_two_spellings
 
 MOST_ROWS = 2**28  # of all splits: 2 GiB
@@ -88,5 +88,5 @@ def one_split_a_value(who: str, value_N: NDArray[Any]) -> list[Split]:
 
 
 def _values(who: str, name: str, values: ArrayLike) -> NDArray[Any]:
-    array = np.asarray(values)
+    array = array_of(values)
     return labels_of(who, name, array, n_rows=array.size)

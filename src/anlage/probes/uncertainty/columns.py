@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from torch import Tensor
 
-from anlage.probes.checks import Rows
+from anlage.probes.checks import Rows, array_of
 from anlage.probes.metrics.metric import Columns, Metric
 
 
@@ -17,10 +16,7 @@ def columns_of(who: str, metric: Metric, columns: Sequence[Rows]) -> Columns:
     Raises:
         ValueError: If their number or their lengths are wrong, or there is no row.
     """
-    arrays = tuple(
-        column.detach().cpu().numpy() if isinstance(column, Tensor) else np.asarray(column)
-        for column in columns
-    )
+    arrays = tuple(array_of(column) for column in columns)
     if len(arrays) != len(metric.columns):
         msg = (
             f"{who}: {metric.name} needs the columns {', '.join(metric.columns)}; got "
