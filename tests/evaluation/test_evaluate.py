@@ -72,7 +72,7 @@ def test_scores_and_differences_follow_from_the_predictions(
 
 def test_the_settings_name_the_interval_that_was_made(make_encoder, make_tiles, tmp_path) -> None:
     result = evaluate_encoder(make_encoder(), make_tiles(), tmp_path, **SMALL)
-    assert result.settings["interval"] == "stratified bca"
+    assert result.settings["interval"] == "stratified, bca; differences percentile"
     rows = pq.read_table(tmp_path / "predictions.parquet").to_pydict()
     for score in result.scores:
         made = cluster_bootstrap(

@@ -103,7 +103,11 @@ def evaluate_encoder(
     given, sha256 = splits_of_file(tiles, splits, k=k) if splits is not None else ([], None)
     settings: dict[str, Any] = {
         **{"seed": seed, "n_resamples": n_resamples, "protocol": protocol, "k": k, "cost": cost},
-        **{"class_weights": "balanced", "interval": "stratified bca", "splits": sha256},
+        **{
+            "class_weights": "balanced",
+            "interval": "stratified, bca; differences percentile",
+            "splits": sha256,
+        },
     }
     stored = _stored(output, evaluation_key(encoder.fingerprint, tiles.fingerprint, settings))
     if stored is not None:

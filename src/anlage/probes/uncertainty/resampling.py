@@ -156,8 +156,3 @@ def leave_out_weights(block_G: NDArray[np.int64]) -> Iterator[NDArray[np.float64
     for start in range(0, n_left_out, n_at_once):
         left_out_R = np.arange(start, min(start + n_at_once, n_left_out))
         yield (block_G != left_out_R[:, None]).astype(np.float64)
-
-
-def leave_one_out_weights(n_groups: int) -> Iterator[NDArray[np.float64]]:
-    """``leave_out_weights`` of each group alone, however many there are."""
-    return leave_out_weights(np.arange(n_groups))
