@@ -38,12 +38,14 @@ def test_an_error_hides_the_signature_and_keeps_the_path() -> None:
 
 
 def test_logs_and_lists_hide_it_too(tmp_path, capsys) -> None:
-    handlers = logging.getLogger("anlage").handlers
+    logger = logging.getLogger("anlage")
+    handlers, level = logger.handlers, logger.level
     try:
         log_to(tmp_path / "log.txt")
         logging.getLogger("anlage.slides").warning("refused %s: %s", SIGNED, "gone")
     finally:
-        logging.getLogger("anlage").handlers = handlers
+        logger.handlers = handlers
+        logger.setLevel(level)
     name_refused([Refused(SIGNED, f"GET {SIGNED} gave 403")])
     said = capsys.readouterr()
     for text in ((tmp_path / "log.txt").read_text(), said.out, said.err):
