@@ -5,10 +5,9 @@
 from __future__ import annotations
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from anlage.probes.checks import Rows
+from anlage.probes.checks import Rows, array_of
 
 
 def survival_times(
@@ -31,7 +30,7 @@ def survival_times(
         ValueError: If lengths differ, there is no row, an event is neither 0 nor 1, a time is
             negative, NaN or infinite, or all are censored.
     """
-    event, time = _array(event_N), _array(time_N)
+    event, time = array_of(event_N), array_of(time_N)
     if time.ndim != 1 or not time.size or event.shape != time.shape:
         msg = (
             f"{who}: needs one event and one time for each row; got shapes {event.shape} and "
@@ -52,10 +51,6 @@ def survival_times(
         )
         raise ValueError(msg)
     return event.astype(bool), time.astype(np.float64)
-
-
-def _array(values: Rows) -> NDArray[np.generic]:
-    return values.detach().cpu().numpy() if isinstance(values, torch.Tensor) else np.asarray(values)
 
 
 def _refuse_values(who: str, event: NDArray[np.generic], time: NDArray[np.generic]) -> None:

@@ -9,11 +9,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from anlage.probes.checks import Rows
+from anlage.probes.checks import Rows, array_of
 from anlage.probes.selection.validation import (
     ChosenOn,
     ValidationSide,
-    array_of,
     score_table,
     validation_side,
 )

@@ -9,9 +9,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from torch import Tensor
 
-from anlage.probes.checks import Rows, labels_of
+from anlage.probes.checks import Rows, array_of, labels_of
 from anlage.probes.metrics.classification import truth_codes
 from anlage.probes.splits.split import Split, group_name
 
@@ -136,15 +135,6 @@ def validation_side(who: str, split: Split, group_N: ArrayLike) -> ValidationSid
             split=split.name, n_rows=len(split.validation), n_groups=len(names), groups=names
         ),
     )
-
-
-def array_of(values: Rows) -> NDArray[Any]:
-    """A numpy array of an array or tensor; floating tensors, bfloat16 too, become float64."""
-    if not isinstance(values, Tensor):
-        return np.asarray(values)
-    tensor = values.detach().cpu()
-    array: NDArray[Any] = (tensor.double() if tensor.is_floating_point() else tensor).numpy()
-    return array
 
 
 def score_table(who: str, name: str, values_NC: Rows, *, n_classes: int) -> NDArray[np.float64]:
