@@ -1,4 +1,4 @@
-"""Do intervals hold the truth, and tests their level? On the studies of benchmarks/coverage.py."""
+"""Do intervals hold the truth, and tests their level? On benchmarks/simulated_studies.py."""
 
 import importlib.util
 import sys
@@ -17,13 +17,13 @@ N_STUDIES = 1000
 
 @pytest.fixture(scope="module")
 def studies():
-    path = Path(__file__).parents[3] / "benchmarks" / "coverage.py"
-    spec = importlib.util.spec_from_file_location("coverage_study", path)
+    path = Path(__file__).parents[3] / "benchmarks" / "simulated_studies.py"
+    spec = importlib.util.spec_from_file_location("simulated_studies", path)
     module = importlib.util.module_from_spec(spec)
-    sys.modules["coverage_study"] = module
+    sys.modules["simulated_studies"] = module
     spec.loader.exec_module(module)
     yield module
-    del sys.modules["coverage_study"]
+    del sys.modules["simulated_studies"]
 
 
 @pytest.mark.slow
