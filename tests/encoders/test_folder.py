@@ -85,6 +85,27 @@ def test_saving_into_an_empty_folder(tmp_path):
     assert load_encoder(tmp_path).width == 24
 
 
+def test_weights_replaced_between_two_openings_are_read_again(folder, monkeypatch):
+    """Safetensors opens the file, then torch opens it by name once more: it may be gone by then."""
+    other = make_encoder(seed=1)
+    open_again = torch.UntypedStorage.from_file
+    replaced = []
+
+    def replace_first(path, *arguments, **settings):
+        if replaced:
+            return open_again(path, *arguments, **settings)
+        replaced.append(path)
+        Path(path).unlink()
+        try:
+            return open_again(path, *arguments, **settings)
+        finally:
+            save_encoder(folder, other.model, other.config)
+
+    monkeypatch.setattr(torch.UntypedStorage, "from_file", replace_first)
+    assert load_encoder(folder).fingerprint == other.fingerprint
+    assert len(replaced) == 1
+
+
 @pytest.mark.parametrize("missing", ["config.json", "model.safetensors"])
 def test_a_missing_file_is_named(folder, missing):
     (folder / missing).unlink()

@@ -137,7 +137,7 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
         stored: Mapping[str, Tensor] = load_file(path)
     except FileNotFoundError as error:
         raise EncoderError(path, "is missing. Save or copy the encoder again.") from error
-    except (OSError, SafetensorError) as error:
+    except (OSError, RuntimeError, SafetensorError) as error:  # torch opens the file once more
         msg = f"is not a whole safetensors file ({error}). Save or copy the encoder again."
         raise EncoderError(path, msg) from error
     return {name: tensor.to(torch.float32, copy=True) for name, tensor in stored.items()}
