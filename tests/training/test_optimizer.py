@@ -13,7 +13,8 @@ from anlage.training.optimizer import (
     set_rates,
 )
 from anlage.training.student_teacher import EncoderWithHead
-from anlage.training.tile_config import Architecture, Head, Optimisation
+from anlage.training.network_config import Architecture, Head
+from anlage.training.optimizer_config import Optimisation
 
 ARCHITECTURE = Architecture(
     image_px=16, patch_px=8, width=16, depth=2, n_heads=2, n_registers=1, layer_scale=1e-5

@@ -8,7 +8,9 @@ import torch
 from torch import Tensor
 
 from anlage.training.student_teacher import EncoderWithHead, StepLoss, step_loss
-from anlage.training.tile_config import Architecture, Head, Objective, Ramp
+from anlage.training.network_config import Architecture, Head
+from anlage.training.objective_config import Objective
+from anlage.training.section import Ramp
 from reference.losses import slow_dino_loss, slow_ibot_loss, slow_kde_loss, slow_koleo_loss
 from reference.sinkhorn import slow_sinkhorn_targets
 

@@ -9,7 +9,8 @@ from typing import Any
 
 from anlage.report.contents import Contents
 from anlage.report.line_chart import Chart, Value, line_chart
-from anlage.training.tile_config import MagnificationRange, TilePretrainConfig
+from anlage.training.tile_config import TilePretrainConfig
+from anlage.training.tile_source import MagnificationRange
 
 FROM_ZERO = frozenset(("RankMe", "Teacher entropy", "Learning rate", "Speed", "Waiting for data"))
 RANKME = "Directions that a batch of teacher embeddings fills; near 1 is collapse."

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
-from anlage.training.tile_config import Optimisation
+from anlage.training.optimizer_config import Optimisation
 
 NO_DECAY = re.compile(r"(\.bias$|norm|gamma)")
 

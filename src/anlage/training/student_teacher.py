@@ -20,7 +20,8 @@ from anlage.objectives.ibot import ibot_loss
 from anlage.objectives.kde import kde_loss
 from anlage.objectives.koleo import koleo_loss
 from anlage.objectives.sinkhorn import sinkhorn_targets, target_entropy
-from anlage.training.tile_config import Architecture, Head, Objective
+from anlage.training.network_config import Architecture, Head
+from anlage.training.objective_config import Objective
 
 GLOBAL_VIEWS = 2  # each is the other's target
 

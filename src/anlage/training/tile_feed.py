@@ -13,7 +13,8 @@ from anlage.tiles.magnification import ContinuousMpp
 from anlage.tiles.quarantine import JOURNAL, ErrorPolicy
 from anlage.tiles.sampling import TileSampler, sampler_from_catalogue
 from anlage.tiles.stream import TileBatch, TileStream
-from anlage.training.tile_config import MagnificationRange, TilePretrainConfig
+from anlage.training.tile_config import TilePretrainConfig
+from anlage.training.tile_source import MagnificationRange
 
 
 def tile_sampler(config: TilePretrainConfig, slides: Catalogue) -> TileSampler:
