@@ -69,3 +69,38 @@ def mean_pairwise_cosine(batch: np.ndarray) -> float:
     rows = unit_rows(batch)
     pairs = [rows[i] @ rows[j] for i in range(len(rows)) for j in range(i)]
     return float(np.mean(pairs))
+
+
+def slow_gram_loss(student: np.ndarray, gram: np.ndarray) -> list[float]:
+    values = []
+    for student_image, gram_image in zip(student, gram, strict=True):
+        ours, theirs = unit_rows(student_image), unit_rows(gram_image)
+        pairs = [(i, j) for i in range(len(ours)) for j in range(len(ours))]
+        squares = [(ours[i] @ ours[j] - theirs[i] @ theirs[j]) ** 2 for i, j in pairs]
+        values.append(float(np.mean(squares)))
+    return values
+
+
+def slow_feature_distance(student: np.ndarray, teacher: np.ndarray) -> list[float]:
+    values = []
+    for ours, theirs in zip(student, teacher, strict=True):
+        pairs = zip(unit_rows(np.atleast_2d(ours)), unit_rows(np.atleast_2d(theirs)), strict=True)
+        values.append(float(np.mean([1 - a @ b for a, b in pairs])))
+    return values
+
+
+def slow_match_grid(
+    tokens: np.ndarray, from_grid: tuple[int, int], to_grid: tuple[int, int]
+) -> np.ndarray:
+    """Each new token: hat functions of one old patch's width around its centre, edges repeated."""
+    old = tokens.astype(np.float64).reshape(len(tokens), *from_grid, -1)
+    new = np.zeros((len(tokens), *to_grid, old.shape[-1]))
+    for row in range(to_grid[0]):
+        y = min(max((row + 0.5) * from_grid[0] / to_grid[0] - 0.5, 0), from_grid[0] - 1)
+        for column in range(to_grid[1]):
+            x = min(max((column + 0.5) * from_grid[1] / to_grid[1] - 0.5, 0), from_grid[1] - 1)
+            for i in range(from_grid[0]):
+                for j in range(from_grid[1]):
+                    weight = max(0, 1 - abs(y - i)) * max(0, 1 - abs(x - j))
+                    new[:, row, column] += weight * old[:, i, j]
+    return new.reshape(len(tokens), to_grid[0] * to_grid[1], -1)
