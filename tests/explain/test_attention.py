@@ -26,8 +26,10 @@ def pair(*, qk_norm: bool, n_registers: int):
     )
     generator = torch.Generator().manual_seed(3)
     with torch.no_grad():
-        for parameter in theirs.parameters():
-            parameter.copy_(0.3 * torch.randn(parameter.shape, generator=generator))
+        for name, parameter in theirs.named_parameters():
+            noise = torch.randn(parameter.shape, generator=generator)
+            is_gain = parameter.ndim == 1 and not name.endswith("bias")
+            parameter.copy_(1 + 0.1 * noise if is_gain else 0.2 * noise)
     ours = VisionTransformer(
         **SETTINGS, n_registers=n_registers, layer_scale=0.5, qk_norm=qk_norm, stochastic_depth=0.4
     )

@@ -57,8 +57,8 @@ def attention_maps(model: VisionTransformer, image_B3HW: Tensor, *, block: int =
     with torch.inference_mode():
         share_BHS = _class_shares(attention, *seen[0])
     first_patch = 1 + model.n_registers
-    grid = tuple(edge // model.patch_px for edge in image_B3HW.shape[2:])
-    return share_BHS[..., first_patch:].unflatten(-1, grid).clone()
+    rows, columns = (edge // model.patch_px for edge in image_B3HW.shape[2:])
+    return share_BHS[..., first_patch:].reshape(*share_BHS.shape[:2], rows, columns).clone()
 
 
 def _attention_of(model: VisionTransformer, block: int) -> SelfAttention:
