@@ -54,16 +54,18 @@ def randomised(model: nn.Module, seed: int = 0) -> nn.Module:
 
 def hub_named(weights: dict[str, Tensor], chunk: int | None = None) -> dict[str, Tensor]:
     """Timm's tensors as dinov2 names them; ``chunk`` blocks go under one more number."""
-    named = {"mask_token": torch.full((1, weights["cls_token"].shape[2]), 0.25)}
-    for name, tensor in weights.items():
-        name = name.replace("reg_token", "register_tokens")
-        if weights["blocks.0.mlp.fc2.weight"].shape[1] * 2 == len(
-            weights["blocks.0.mlp.fc1.weight"]
-        ):
-            name = name.replace("mlp.fc1", "mlp.w12").replace("mlp.fc2", "mlp.w3")
-        if chunk is not None and (block := re.match(r"blocks\.(\d+)\.(.*)", name)):
-            name = f"blocks.{int(block[1]) // chunk}.{block[1]}.{block[2]}"
-        named[name] = tensor
+    fc1, fc2 = (weights[f"blocks.0.mlp.fc{i}.weight"].shape for i in (1, 2))
+    renamed = {"reg_token": "register_tokens"}
+    if fc1[0] == 2 * fc2[1]:
+        renamed |= {"mlp.fc1": "mlp.w12", "mlp.fc2": "mlp.w3"}
+    named = {"mask_token": torch.full((1, fc2[0]), 0.25)}
+    for timms, tensor in weights.items():
+        hubs = timms
+        for old, new in renamed.items():
+            hubs = hubs.replace(old, new)
+        if chunk is not None and (block := re.match(r"blocks\.(\d+)\.(.*)", hubs)):
+            hubs = f"blocks.{int(block[1]) // chunk}.{block[1]}.{block[2]}"
+        named[hubs] = tensor
     n_patches = weights["pos_embed"].shape[1]
     if "register_tokens" in named and int(n_patches**0.5) ** 2 == n_patches:
         lead = torch.full_like(named["cls_token"], 0.125)  # dinov2 keeps the class position apart

@@ -50,8 +50,10 @@ def test_positions_of_patches_alone_stay():
             r"holds 'decoder.weight' beside the encoder's backbone\.\*",
         ),
         (
-            weights(**{"blocks.0.3.norm1.bias": torch.ones(4), "blocks.3.norm1.bias": torch.ones(4)}),
-            "both stand for 'blocks.3.norm1.bias'",
+            weights(
+                **{"blocks.0.3.norm1.bias": torch.ones(4), "blocks.3.norm1.bias": torch.ones(4)}
+            ),
+            "both stand for 'blocks.3.ls1.gamma'",
         ),
         (weights(**{"module.cls_token": torch.ones(1, 1, 4)}), "both stand for 'cls_token'"),
     ],

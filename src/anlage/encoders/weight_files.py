@@ -119,13 +119,14 @@ def _read_torch(path: Path) -> Any:  # noqa: ANN401 - whatever the file holds
             path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
         )
     except Exception as error:  # of ten kinds for a damaged file
-        foreign = re.search(r"Unsupported global: GLOBAL (\S+)", str(error))
+        foreign = re.search(r"(?i:unsupported)(?: global:)? GLOBAL (\S+)", str(error))
         raise EncoderError(path, _refusal(foreign[1] if foreign else None, error)) from error
 
 
 def _refusal(foreign: str | None, error: Exception) -> str:
     if foreign is None:
-        reason = (str(error).splitlines() or [""])[0][:80] or type(error).__name__
+        told = str(error).rpartition("WeightsUnpickler error: ")[2].strip()
+        reason = told.splitlines()[0][:80] if " " in told else type(error).__name__
         return f"is not a whole torch file ({reason}). Copy or download it again."
     if "shard" in foreign.lower() or "DTensor" in foreign:
         return sharded_refusal(foreign)
