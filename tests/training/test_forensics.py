@@ -127,7 +127,7 @@ def test_a_layer_that_overflows_is_named_with_its_tiles() -> None:
     assert found is not None
     assert found.kind == "activation"
     assert found.name == "student.encoder.patch_embed"
-    assert found.place == "the output of student.encoder.patch_embed (float32)"
+    assert found.place == "the input of student.encoder.patch_embed.norm (float32)"
     assert found.tiles == (2,)
 
 
@@ -266,6 +266,29 @@ def test_a_gradient_of_a_parameter_alone_is_named() -> None:
     assert found is not None
     assert (found.kind, found.name) == ("parameter gradient", "net.1.gain")
     assert found.n_infinite == 5
+
+
+def test_a_layer_with_both_gradients_at_fault_is_named_by_the_one_that_has_rows() -> None:
+    class Product(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x: Tensor, weight: Tensor) -> Tensor:
+            return x * weight
+
+        @staticmethod
+        def backward(ctx, gradient: Tensor) -> tuple[Tensor, Tensor]:
+            return BadGradient.backward(ctx, gradient), torch.full((5,), torch.nan)
+
+    class Gain(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.gain = nn.Parameter(torch.ones(5))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return Product.apply(x, self.gain)
+
+    found = backward_of(nn.Sequential(nn.Linear(5, 5), Gain(), nn.Linear(5, 5)))
+    assert found is not None
+    assert (found.kind, found.name, found.rows) == ("gradient", "net.1", (1,))
 
 
 def test_of_two_faults_the_first_in_execution_is_named() -> None:
