@@ -32,6 +32,7 @@ def small_blocks(monkeypatch):
     """Many blocks and slabs, so that small data take every turn."""
     monkeypatch.setattr(exact_search, "BLOCK_QUERIES", 7)
     monkeypatch.setattr(exact_search, "BLOCK_BYTES", 4 * 7 * 900)
+    monkeypatch.setattr(exact_search, "WORKER_BYTES", 0)
     monkeypatch.setattr(exact_search, "RANK_BYTES", 8 * 6 * 5 * 2)
     monkeypatch.setattr(exact_search, "EXACT_BYTES", 8 * 6000)
 
@@ -76,6 +77,65 @@ def test_blocks_slabs_and_threads_change_nothing(generator, small_blocks, monkey
     np.testing.assert_array_equal(whole[0], in_blocks[0])
     np.testing.assert_array_equal(whole[1], in_blocks[1])
     np.testing.assert_array_equal(whole[0], sorted_similarities(bank[:40], bank, 6)[0])
+
+
+@pytest.fixture
+def three_workers(monkeypatch):
+    monkeypatch.setattr(exact_search, "FEWEST_QUERIES", 8)
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("n_rows", [200, 3000])
+def test_workers_change_nothing(generator, small_blocks, three_workers, n_rows) -> None:
+    """Both roads, rows hidden, and copies that are searched again in float64."""
+    bank = generator.normal(size=(n_rows, 5))
+    bank[100:150] = bank[100]
+    group = np.arange(n_rows) % 9
+    settings = {"k": 6, "query_group_Q": group[:120], "bank_group_M": group}
+    by_three = nearest(bank[:120], bank, **settings)
+    torch.set_num_threads(1)
+    alone = nearest(bank[:120], bank, **settings)
+    np.testing.assert_array_equal(by_three[0], alone[0])
+    np.testing.assert_array_equal(by_three[1], alone[1])
+    unit = unit_rows(torch.from_numpy(bank.astype(np.float32))).double()
+    value = (unit[:120] @ unit.T).masked_fill(torch.from_numpy(group[:120, None] == group), -2)
+    expected = value.sort(dim=1, descending=True, stable=True).indices[:, :6]
+    np.testing.assert_array_equal(alone[0], expected)
+
+
+@pytest.mark.parametrize("n_threads", [1, 2, 4, 16])
+@pytest.mark.parametrize("n_queries", [1, 100, 2000, 7000])
+def test_plans_hold_their_bound_and_keep_every_worker_busy(n_threads, n_queries) -> None:
+    before, n_rows = torch.get_num_threads(), 100_000
+    torch.set_num_threads(n_threads)
+    plan = exact_search.Plan.of(torch.empty(n_queries, 2), n_rows=n_rows)
+    torch.set_num_threads(before)
+    assert plan.n_workers == max(1, min(n_threads, n_queries // 128))
+    assert plan.step <= 512
+    assert 4 * plan.n_workers * plan.step * plan.slab <= 1.01 * 2**20 * max(128, 32 * n_threads)
+    assert plan.slab in {n_rows, plan.slab // 64 * 64}
+    n_blocks = -(-n_queries // plan.step)
+    assert n_blocks % plan.n_workers == 0
+
+
+def test_units_means_and_deviations_are_the_same_on_any_number_of_threads(generator) -> None:
+    rows = torch.from_numpy(generator.normal(3, 2, size=(9000, 5)).astype(np.float32))
+    results, before = [], torch.get_num_threads()
+    for n_threads in (1, 3):
+        torch.set_num_threads(n_threads)
+        mean = mean_row(rows)
+        deviation = deviation_row(rows, mean)
+        results.append((mean, deviation, unit_rows(rows, mean_D=mean, scale_D=deviation)))
+    torch.set_num_threads(before)
+    for alone, by_three in zip(*results, strict=True):
+        assert torch.equal(alone, by_three)
+    mean, deviation, unit = results[0]
+    expected = (rows - mean) / deviation
+    expected /= expected.norm(dim=1, keepdim=True)
+    np.testing.assert_allclose(unit, expected, atol=2**-26)
 
 
 def by_poor_blas(query_QD, bank_SD, out_QS) -> None:

@@ -12,16 +12,24 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from anlage.probes.neighbours.similarities import Similarities, float32_error, plain_float32
+from anlage.probes.neighbours.similarities import (
+    CHUNK,
+    Similarities,
+    float32_error,
+    plain_float32,
+    whole_chunks,
+)
+from anlage.probes.neighbours.worker_threads import in_threads
 
-BLOCK_BYTES = 128 * 2**20  # of similarities
+BLOCK_BYTES = 128 * 2**20  # of similarities, of all workers
+WORKER_BYTES = 32 * 2**20  # the same, at least, of each
 BLOCK_QUERIES = 512
-EXACT_BYTES = 64 * 2**20  # of float64 similarities, and of a slab in float64
+FEWEST_QUERIES = 128  # of a worker; a block of fewer reads the bank too often
+EXACT_BYTES = 64 * 2**20  # of float64 similarities, and of a slab in float64; of all workers
 RANK_BYTES = 4 * 2**20  # of gathered candidates, so that they stay in the cache
 N_SPARE = 12
 MOST_CANDIDATES = 1024
 FEWEST_ROWS_A_CANDIDATE = 32  # below, float64 products of the whole bank are cheaper
-CHUNK = 64
 
 Found = tuple[Tensor, Tensor]  # float64 (or float32) values and int64 rows, both (Q, ...)
 
@@ -44,7 +52,41 @@ class Bank:
         """Overwrite the values of rows that a query may not find; the slab begins at ``start``."""
         if self.code_M is not None and code_Q is not None:
             code_S = self.code_M[start : start + value_QS.shape[1]]
-            value_QS.masked_fill_(code_Q[:, None] == code_S, is_hidden)
+            value_QS[:, : len(code_S)].masked_fill_(code_Q[:, None] == code_S, is_hidden)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Plan:
+    """How the work is divided.
+
+    Attributes:
+        n_workers: Threads that take blocks of queries.
+        step: Queries of a block.
+        slab: Rows of the bank that a block is compared with at a time.
+        exact_bytes: Of float64 similarities, and of a slab in float64, of each worker.
+    """
+
+    n_workers: int
+    step: int
+    slab: int
+    exact_bytes: int
+
+    @classmethod
+    def of(cls, unit_QD: Tensor, *, n_rows: int) -> Plan:
+        """Blocks of about one size, as many for each worker, and slabs of one size."""
+        n_queries = len(unit_QD)
+        n_workers = 1
+        if not unit_QD.is_cuda:
+            n_workers = max(1, min(torch.get_num_threads(), n_queries // FEWEST_QUERIES))
+        n_blocks = n_workers * -(-n_queries // (n_workers * BLOCK_QUERIES))
+        step = -(-n_queries // n_blocks)
+        n_slabs = -(-4 * step * n_rows // max(BLOCK_BYTES // n_workers, WORKER_BYTES))
+        return cls(
+            n_workers=n_workers,
+            step=step,
+            slab=min(n_rows, whole_chunks(-(-n_rows // n_slabs))),
+            exact_bytes=EXACT_BYTES // n_workers,
+        )
 
 
 def search(
@@ -56,7 +98,7 @@ def search(
     misplaced are ranked by float64 dot products, which are exact on the grid of ``unit_rows``. A
     query with too many of them (copies in the bank, a collapsed encoder) is searched again in
     float64 over the whole bank. The answer depends on the rows alone. Beside the rows, no more
-    than about 300 MiB are held at a time.
+    than about 300 MiB are held at a time, or 50 MiB for each of torch's threads where that is more.
 
     Args:
         unit_QD: (Q, D) float32 from ``unit_rows``.
@@ -72,26 +114,28 @@ def search(
     index = np.empty((len(unit_QD), k), dtype=np.int64)
     similarity = np.empty((len(unit_QD), k), dtype=np.float32)
     is_small = n_candidates * FEWEST_ROWS_A_CANDIDATE > n_rows or n_candidates > MOST_CANDIDATES
-    step = min(BLOCK_QUERIES, len(unit_QD))
-    n_slabs = -(-4 * step * n_rows // BLOCK_BYTES)
-    slab = -(-n_rows // n_slabs)
-    n_products = n_slabs * -(-len(unit_QD) // step)
-    with plain_float32(unit_QD.device):
-        products = None
-        if not is_small:
-            products = Similarities(unit_QD.device, n_values=step * slab, n_products=n_products)
-        for start in range(0, len(unit_QD), step):
-            block = slice(start, start + step)
-            code = None if code_Q is None else code_Q[block]
-            if products is None:
-                value_QK, row_QK = _search_in_float64(unit_QD[block], bank, k=k, code_Q=code)
-            else:
-                found = _candidates(
-                    unit_QD[block], bank, products, slab=slab, n=n_candidates, code_Q=code
-                )
-                value_QK, row_QK = _decide(unit_QD[block], bank, found, k=k, code_Q=code)
-            index[block] = row_QK.cpu().numpy()
-            similarity[block] = value_QK.float().cpu().numpy()
+    plan = Plan.of(unit_QD, n_rows=n_rows)
+    starts = range(0, len(unit_QD), plan.step)
+    products = Similarities(
+        unit_QD.device,
+        n_values=plan.step * whole_chunks(plan.slab),
+        n_products=len(starts) * -(-n_rows // plan.slab),
+    )
+
+    def find(start: int) -> None:
+        block = slice(start, start + plan.step)
+        part, code = unit_QD[block], None if code_Q is None else code_Q[block]
+        if is_small:
+            value_QK, row_QK = _search_in_float64(part, bank, plan, k=k, code_Q=code)
+        else:
+            found = _candidates(part, bank, products, slab=plan.slab, n=n_candidates, code_Q=code)
+            value_QK, row_QK = _decide(part, bank, plan, found, k=k, code_Q=code)
+        index[block] = row_QK.cpu().numpy()
+        similarity[block] = value_QK.float().cpu().numpy()
+
+    n_blas_threads = max(1, torch.get_num_threads() // plan.n_workers)
+    with plain_float32(unit_QD.device, n_blas_threads=n_blas_threads):
+        in_threads(find, starts, n_workers=plan.n_workers)
     return index, similarity
 
 
@@ -110,7 +154,7 @@ def _candidates(
         value_QS = products.of(unit_QD, bank.unit_MD[start : start + slab])
         bank.hide(value_QS, code_Q, start=start, is_hidden=-torch.inf)
         value_QT, row_QT = _largest(value_QS, min(n, value_QS.shape[1]))
-        row_QT += start
+        row_QT = (row_QT + start).clamp_(max=len(bank.unit_MD) - 1)  # what fills up is hidden
         if found is not None:
             value_QT, row_QT = torch.cat([found[0], value_QT], 1), torch.cat([found[1], row_QT], 1)
             value_QT, place_QT = value_QT.topk(n, dim=1)
@@ -122,22 +166,21 @@ def _candidates(
 
 def _largest(value_QS: Tensor, n: int) -> Found:
     """The n largest of each row: they lie in the n chunks of columns with the largest maxima."""
-    n_chunks = value_QS.shape[1] // CHUNK
+    n_chunks = value_QS.shape[1] // CHUNK  # whole ones: ``Similarities`` fills up the last
     if n_chunks < 4 * n or value_QS.is_cuda:
         value_QT, row_QT = value_QS.topk(n, dim=1)
         return value_QT, row_QT
-    n_whole = n_chunks * CHUNK
-    largest_QC = value_QS[:, :n_whole].view(-1, n_chunks, CHUNK).amax(dim=2)
-    chunk_QT = largest_QC.topk(n, dim=1, sorted=False).indices
-    column = torch.arange(CHUNK, device=value_QS.device)
-    inside = (chunk_QT[:, :, None] * CHUNK + column).flatten(1)
-    after = torch.arange(n_whole, value_QS.shape[1], device=value_QS.device)
-    columns = torch.cat([inside, after.expand(len(inside), -1)], dim=1)
-    value_QT, place_QT = value_QS.gather(1, columns).topk(n, dim=1)
-    return value_QT, columns.gather(1, place_QT)
+    chunks_QCc = value_QS.view(-1, n_chunks, CHUNK)
+    chunk_QT = chunks_QCc.amax(dim=2).topk(n, dim=1, sorted=False).indices
+    first_Q1 = torch.arange(0, len(value_QS) * n_chunks, n_chunks)[:, None]
+    inside = chunks_QCc.flatten(0, 1).index_select(0, (chunk_QT + first_Q1).flatten())
+    value_QT, place_QT = inside.view(len(value_QS), -1).topk(n, dim=1)
+    return value_QT, chunk_QT.gather(1, place_QT // CHUNK) * CHUNK + place_QT % CHUNK
 
 
-def _decide(unit_QD: Tensor, bank: Bank, found: Found, *, k: int, code_Q: Tensor | None) -> Found:
+def _decide(
+    unit_QD: Tensor, bank: Bank, plan: Plan, found: Found, *, k: int, code_Q: Tensor | None
+) -> Found:
     """The k best of the candidates in float64; of the whole bank where these may not hold them."""
     value_QT, row_QT = found
     bound_Q1 = value_QT[:, [k - 1]] - 2 * float32_error(unit_QD.shape[1])
@@ -153,7 +196,9 @@ def _decide(unit_QD: Tensor, bank: Bank, found: Found, *, k: int, code_Q: Tensor
     short = (n_needed_Q == value_QT.shape[1]).nonzero()[:, 0]
     if len(short):
         code = None if code_Q is None else code_Q[short]
-        value_QK[short], row_QK[short] = _search_in_float64(unit_QD[short], bank, k=k, code_Q=code)
+        value_QK[short], row_QK[short] = _search_in_float64(
+            unit_QD[short], bank, plan, k=k, code_Q=code
+        )
     return value_QK, row_QK
 
 
@@ -168,11 +213,13 @@ def _ranked(unit_QD: Tensor, bank: Bank, found: Found, *, k: int) -> Found:
     return exact_QT[:, :k], row_QT.gather(1, order_QT[:, :k])
 
 
-def _search_in_float64(unit_QD: Tensor, bank: Bank, *, k: int, code_Q: Tensor | None) -> Found:
+def _search_in_float64(
+    unit_QD: Tensor, bank: Bank, plan: Plan, *, k: int, code_Q: Tensor | None
+) -> Found:
     """Every similarity in float64, a slab of the bank at a time."""
     n_queries, width = unit_QD.shape
-    slab = max(1, min(EXACT_BYTES // (8 * width), len(bank.unit_MD)))
-    step = max(1, EXACT_BYTES // (8 * (slab + k)))
+    slab = max(1, min(plan.exact_bytes // (8 * width), len(bank.unit_MD)))
+    step = max(1, plan.exact_bytes // (8 * (slab + k)))
     blocks = []
     for first in range(0, n_queries, step):
         query = unit_QD[first : first + step].double()

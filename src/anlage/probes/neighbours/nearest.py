@@ -33,7 +33,8 @@ def nearest(
     are then exact in float64. Float32 products of all pairs find the candidates, float64 decides:
     neighbours do not depend on block size, BLAS or threads, and equal similarities go to the lower
     row. Similarities are within some 2e-8 of those in real numbers, so neighbours closer to each
-    other than that may swap. Memory: a float32 copy of both sides and about 300 MiB.
+    other than that may swap. Memory: a float32 copy of both sides and about 300 MiB, or 50 MiB for
+    each of torch's threads where that is more.
 
     Args:
         query_QD: (Q, D) embeddings, finite, need not be normalised. A zero row is similar to

@@ -4,11 +4,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
+from anlage.probes.neighbours.worker_threads import in_threads
+
 GRID = 2.0**26
-BLOCK_ROWS = 128  # in float64 they stay in the cache
+BLOCK_ROWS = 64  # in float64 they stay in the cache
+PIECE_ROWS = 32 * BLOCK_ROWS  # that a worker takes at a time
 
 
 def unit_rows(
@@ -30,31 +35,48 @@ def unit_rows(
         (N, D) float32 on the same device, a new tensor. A row of zeros stays one.
     """
     unit_ND = torch.empty_like(rows_ND)
-    pairs = zip(torch.split(rows_ND, BLOCK_ROWS), torch.split(unit_ND, BLOCK_ROWS), strict=True)
-    for rows, out in pairs:
-        block = rows.double() if mean_D is None else rows - mean_D
-        if scale_D is not None:
-            block /= scale_D
-        length = torch.linalg.vector_norm(block, dim=1, keepdim=True)
-        length[length == 0] = 1
-        out.copy_(block.mul_(GRID / length)).round_().div_(GRID)
+
+    def fill(piece: tuple[Tensor, Tensor]) -> None:
+        blocks = (torch.split(side, BLOCK_ROWS) for side in piece)
+        for rows, out in zip(*blocks, strict=True):
+            block = rows.double() if mean_D is None else rows - mean_D
+            if scale_D is not None:
+                block /= scale_D
+            length = torch.linalg.vector_norm(block, dim=1, keepdim=True)
+            length[length == 0] = 1
+            out.copy_(block.mul_(GRID / length)).round_().div_(GRID)
+
+    pieces = zip(torch.split(rows_ND, PIECE_ROWS), torch.split(unit_ND, PIECE_ROWS), strict=True)
+    in_threads(fill, list(pieces), n_workers=_n_workers(rows_ND))
     return unit_ND
 
 
 def mean_row(rows_ND: Tensor) -> Tensor:
     """(D,) float64 mean of the rows, summed in float64 in blocks of one size."""
-    total_D = rows_ND.new_zeros(rows_ND.shape[1], dtype=torch.float64)
-    for block in torch.split(rows_ND, BLOCK_ROWS):
-        total_D += block.double().sum(dim=0)
-    return total_D / len(rows_ND)
+    return _summed(lambda rows: rows.double().sum(dim=0), rows_ND) / len(rows_ND)
 
 
 def deviation_row(rows_ND: Tensor, mean_D: Tensor) -> Tensor:
     """(D,) float64 standard deviation (of N) of each feature; 1 where a feature is constant."""
-    total_D = torch.zeros_like(mean_D)
-    for block in torch.split(rows_ND, BLOCK_ROWS):
-        total_D += (block.double() - mean_D).square_().sum(dim=0)
+    total_D = _summed(lambda rows: (rows - mean_D).square_().sum(dim=0), rows_ND)
     deviation_D = (total_D / len(rows_ND)).sqrt_()
     low_D, high_D = rows_ND.aminmax(dim=0)
     deviation_D[low_D == high_D] = 1  # its computed deviation may be a rounding error above 0
     return deviation_D
+
+
+def _summed(of: Callable[[Tensor], Tensor], rows_ND: Tensor) -> Tensor:
+    """Sum over blocks of rows, added up in one order whoever computes them."""
+
+    def total(rows: Tensor) -> Tensor:
+        sum_D = torch.zeros(rows.shape[1], dtype=torch.float64, device=rows.device)
+        for block in torch.split(rows, BLOCK_ROWS):
+            sum_D += of(block)
+        return sum_D
+
+    totals = in_threads(total, torch.split(rows_ND, PIECE_ROWS), n_workers=_n_workers(rows_ND))
+    return torch.stack(totals).sum(dim=0)
+
+
+def _n_workers(rows_ND: Tensor) -> int:
+    return 1 if rows_ND.is_cuda else torch.get_num_threads()
