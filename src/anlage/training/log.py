@@ -1,43 +1,65 @@
-"""Metrics of a run: one JSON line a step, and TensorBoard where it is installed."""
+"""Metrics of a run: one JSON line a step, and the trackers that are open."""
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from anlage.errors import CheckpointError
 from anlage.files import write_text_whole
+from anlage.training.trackers import open_trackers
 
 
 class MetricsLog:
     """Appends the metrics of every step to ``metrics.jsonl``, flushed line by line.
 
     A resumed run first drops the lines of steps that will be done again, so a step stands in the
-    file once.
+    file once. TensorBoard gets the same where it is installed, and so do the trackers named; their
+    failures never reach the training.
+
+    Args:
+        run_dir: The run's folder.
+        first_step: Step that is written first.
+        trackers: Names among ``wandb``, ``mlflow`` and ``trackio``.
+        config: Resolved recipe, for the trackers to show.
 
     Attributes:
         path: The JSONL file.
+
+    Raises:
+        CheckpointError: If the file of an earlier process is damaged.
+        TrainingError: If a tracker is not installed or does not open.
     """
 
-    def __init__(self, run_dir: Path, *, first_step: int) -> None:
+    def __init__(
+        self,
+        run_dir: Path,
+        *,
+        first_step: int,
+        trackers: Sequence[str] = (),
+        config: Mapping[str, Any] | None = None,
+    ) -> None:
         self.path = run_dir / "metrics.jsonl"
         self._keep_steps_before(first_step)
+        self._trackers = open_trackers(
+            trackers, run_dir, first_step=first_step, config=config or {}
+        )
         self._file = self.path.open("a", encoding="utf-8")
-        self._board = _tensorboard(run_dir / "tensorboard", first_step=first_step)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Record one step; values that are not finite are written as null."""
         row = {k: v if _is_finite(v) else None for k, v in values.items()}
         self._file.write(json.dumps({"step": step, **row}, allow_nan=False) + "\n")
         self._file.flush()
-        if self._board is not None:
-            for name, value in values.items():
-                self._board.add_scalar(name, value, step)
+        self._trackers.log(step, values)
+
+    def image(self, step: int, name: str, path: Path) -> None:
+        """Hand a picture of a step, a PNG, to the trackers; call it before the next step's row."""
+        self._trackers.image(step, name, path)
 
     def __enter__(self) -> Self:
         return self
@@ -48,8 +70,7 @@ class MetricsLog:
         self._file.flush()
         os.fsync(self._file.fileno())
         self._file.close()
-        if self._board is not None:
-            self._board.close()
+        self._trackers.close()
 
     def _keep_steps_before(self, first_step: int) -> None:
         if self.path.exists():
@@ -95,11 +116,3 @@ def _row(line: str) -> dict[str, Any] | None:
 
 def _is_finite(value: float) -> bool:
     return value == value and abs(value) != float("inf")  # noqa: PLR0124 - NaN differs from itself
-
-
-def _tensorboard(folder: Path, *, first_step: int) -> Any | None:  # noqa: ANN401 - optional package
-    if importlib.util.find_spec("tensorboard") is None:
-        return None
-    from torch.utils.tensorboard import SummaryWriter
-
-    return SummaryWriter(str(folder), purge_step=first_step)
