@@ -1,8 +1,10 @@
-"""Slow views of one tile by torchvision, one operation at a time: the oracle of multi_crop."""
+"""Slow views of one tile, one operation at a time: cut by PIL, coloured by torchvision."""
 
 from __future__ import annotations
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2 import functional as torchvision
 
@@ -12,10 +14,13 @@ from anlage.tiles.augment.parameters import ViewParameters
 def slow_view(tile: Tensor, p: ViewParameters, i: int, *, edge_px: int, kernel_px: int) -> Tensor:
     """View ``i`` of flattened parameters, from a (3, S, S) uint8 tile: (3, edge, edge) float32."""
     top, left, height, width = (int(a[i]) for a in (p.top, p.left, p.height, p.width))
-    crop = torchvision.crop(tile.float() / 255, top, left, height, width)
-    cubic = torchvision.InterpolationMode.BICUBIC
-    view = torchvision.resize(crop, [edge_px, edge_px], interpolation=cubic, antialias=True)
-    view = view.clamp(0, 1)
+    crop = Image.fromarray(tile.permute(1, 2, 0).numpy()).crop(
+        (left, top, left + width, top + height)
+    )
+    cubic = Image.Resampling.BICUBIC
+    wide = crop.resize((edge_px, height), cubic)  # by itself PIL begins with the cheaper axis
+    resized = np.array(wide.resize((edge_px, edge_px), cubic))
+    view = torch.from_numpy(resized).permute(2, 0, 1) / 255
     view = torchvision.hflip(view) if p.hflip[i] else view
     view = torchvision.vflip(view) if p.vflip[i] else view
     steps = (

@@ -1,12 +1,17 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor
 
+from anlage.tiles.augment.batched import make_batched
 from anlage.tiles.augment.multi_crop import MultiCropSpec, Views, views
+from anlage.tiles.augment.one_by_one import make_one_by_one
 from anlage.tiles.augment.parameters import draw_parameters
 from reference.tile_views import slow_view
 
@@ -23,22 +28,33 @@ def tiles(n: int, source_px: int = 56) -> torch.Tensor:
     return (smooth + noise).clamp(0, 255).to(torch.uint8)
 
 
+@pytest.mark.parametrize("make", [make_batched, make_one_by_one], ids=["batched", "one_by_one"])
 @pytest.mark.parametrize("spec", [SMALL, CONTEXT], ids=["resized", "extended_context"])
-def test_equals_torchvision_one_view_at_a_time(spec: MultiCropSpec) -> None:
+def test_equals_slow_views_of_one_tile(spec: MultiCropSpec, make: Callable[..., Tensor]) -> None:
+    """Bytes of PIL, colours of torchvision.
+
+    A byte that is rounded the other way, where PIL's and our weights differ in their last bits, is
+    1 / 255 off before the colours, which may make about five times as much of it. PIL's weights
+    have 22 bits, those of batches 24 and torch's for bytes 15.
+    """
     pixels, g = tiles(12), range(100, 112)
-    made = views(pixels, g, spec=spec, seed=3)
     parameters = draw_parameters(list(g), spec=spec, seed=3)
-    for crops, first, last, edge in (
-        (made.global_crops, 0, 2, 32),
-        (made.local_crops, 2, 5, 16),
-    ):
+    for first, last, edge in ((0, 2, 32), (2, 5, 16)):
         flat = parameters.of_views(first, last)
-        off = 0
-        for i in range(len(crops)):
-            expected = slow_view(pixels[i % 12], flat, i, edge_px=edge, kernel_px=9)
-            difference = (crops[i] - expected).abs()
-            off += int((difference > 2e-4).sum())  # values within rounding of the solarize edge
-        assert off <= 3
+        crops = make(pixels, flat, spec, edge_px=edge)
+        slow = [
+            slow_view(pixels[i % 12], flat, i, edge_px=edge, kernel_px=9) for i in range(len(crops))
+        ]
+        difference = (crops - torch.stack(slow)).abs()
+        assert difference.max() <= 8 / 255
+        assert difference.flatten(1).mean(1).max() <= 0.2 / 255
+        assert difference.mean() <= (0.001 if make is make_batched else 0.05) / 255
+
+
+def test_views_are_of_the_path_for_their_device() -> None:
+    flat = draw_parameters([0, 1], spec=SMALL, seed=0).of_views(0, 2)
+    expected = make_one_by_one(tiles(2), flat, SMALL, edge_px=32)
+    assert torch.equal(views(tiles(2), [0, 1], spec=SMALL, seed=0).global_crops, expected)
 
 
 def test_shapes_type_and_bounds() -> None:

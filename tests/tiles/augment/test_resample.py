@@ -1,13 +1,20 @@
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from torch.nn import functional
 from torchvision.transforms.v2 import functional as torchvision
 
-from anlage.tiles.augment.resample import apply_weights, blur_weights, crop_weights
+from anlage.tiles.augment.resample import (
+    apply_weights,
+    blur_weights,
+    crop_weights,
+    resize_bytes,
+)
 
 SOURCE = 40
 
@@ -85,3 +92,26 @@ def test_blur_keeps_a_constant_and_lowers_variance() -> None:
     )
     noise = pixels(1)
     assert apply_weights(noise.permute(0, 2, 1, 3), weights, weights).var() < 0.2 * noise.var()
+
+
+@pytest.mark.parametrize(("width", "height", "out_px"), [(40, 31, 16), (9, 23, 30), (13, 40, 13)])
+def test_bytes_are_resized_as_pil_does(width: int, height: int, out_px: int) -> None:
+    image = pixels(1).mul(255).round()
+    across, down = (
+        crop_weights(
+            torch.tensor([0]),
+            torch.tensor([length]),
+            torch.tensor([False]),
+            source_px=SOURCE,
+            out_px=out_px,
+        )
+        for length in (width, height)
+    )
+    made = resize_bytes(image.permute(0, 2, 1, 3), down, across)
+    array = image[0, :, :height, :width].to(torch.uint8).permute(1, 2, 0).contiguous().numpy()
+    cubic = Image.Resampling.BICUBIC
+    wide = Image.fromarray(array).resize((out_px, height), cubic)
+    expected = torch.from_numpy(np.array(wide.resize((out_px, out_px), cubic)))
+    difference = (made[0].permute(1, 2, 0) - expected).abs()
+    assert difference.max() <= 1  # a tie may fall either way
+    assert (difference > 0).float().mean() < 0.002

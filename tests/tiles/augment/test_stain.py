@@ -141,11 +141,3 @@ def test_views_change_where_the_stains_do_and_want_no_gradient() -> None:
 def test_a_spec_that_cannot_be_is_refused(settings: dict, reason: str) -> None:
     with pytest.raises(ValidationError, match=reason):
         MultiCropSpec(**settings)
-
-
-@pytest.mark.gpu
-def test_the_device_gives_the_host_s_views() -> None:
-    tiles = torch.randint(0, 256, (6, 3, 48, 48), dtype=torch.uint8)
-    here, there = (views(at, range(6), spec=ON, seed=3) for at in (tiles, tiles.cuda()))
-    torch.testing.assert_close(there.global_crops.cpu(), here.global_crops, atol=2e-3, rtol=0)
-    torch.testing.assert_close(there.local_crops.cpu(), here.local_crops, atol=2e-3, rtol=0)

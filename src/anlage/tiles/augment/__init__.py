@@ -1,1 +1,1 @@
-"""Batched augmentation on the pixels' device, keyed by (seed, g)."""
+"""Augmentation on the pixels' device, keyed by (seed, g)."""

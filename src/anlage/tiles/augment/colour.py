@@ -8,13 +8,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+LUMINANCE = (0.2989, 0.587, 0.114)
 SOLARIZE_THRESHOLD = 128 / 255  # PIL inverts the bytes 128 to 255
 
 
 def luminance(image_N3HW: Tensor) -> Tensor:
     """Grey value, (N, 1, H, W), of RGB images by the ITU-R 601 weights."""
     red, green, blue = image_N3HW.unbind(1)
-    grey = torch.mul(red, 0.2989).add_(green, alpha=0.587).add_(blue, alpha=0.114)
+    of_red, of_green, of_blue = LUMINANCE
+    grey = torch.mul(red, of_red).add_(green, alpha=of_green).add_(blue, alpha=of_blue)
     return grey[:, None]
 
 

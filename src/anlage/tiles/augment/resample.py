@@ -97,7 +97,31 @@ def apply_weights(rows_BSCS: Tensor, down_BOS: Tensor, across_BOS: Tensor) -> Te
     Returns:
         (B, C, O, P) float32, a view that is not contiguous.
     """
+    return _mix_rows(down_BOS, _mix_columns(rows_BSCS, across_BOS))
+
+
+def resize_bytes(rows_BSCS: Tensor, down_BOS: Tensor, across_BOS: Tensor) -> Tensor:
+    """``apply_weights`` with a byte after each axis, as PIL and torch resize bytes.
+
+    Args:
+        rows_BSCS: (B, S, C, S) float32 tiles, whole numbers 0 to 255.
+        down_BOS: (B, O, S) weights of the rows.
+        across_BOS: (B, P, S) weights of the columns.
+
+    Returns:
+        (B, C, O, P) float32, whole numbers 0 to 255, a view that is not contiguous.
+    """
+    wide_BSCP = _mix_columns(rows_BSCS, across_BOS).round_().clamp_(0, 255)
+    return _mix_rows(down_BOS, wide_BSCP).round_().clamp_(0, 255)
+
+
+def _mix_columns(rows_BSCS: Tensor, across_BPS: Tensor) -> Tensor:
     n, rows, channels, columns = rows_BSCS.shape
-    wide = torch.bmm(rows_BSCS.reshape(n, rows * channels, columns), across_BOS.mT)
-    tall = torch.bmm(down_BOS, wide.view(n, rows, -1))
+    wide = torch.bmm(rows_BSCS.reshape(n, rows * channels, columns), across_BPS.mT)
+    return wide.view(n, rows, channels, -1)
+
+
+def _mix_rows(down_BOS: Tensor, wide_BSCP: Tensor) -> Tensor:
+    n, rows, channels, _ = wide_BSCP.shape
+    tall = torch.bmm(down_BOS, wide_BSCP.reshape(n, rows, -1))
     return tall.view(n, down_BOS.shape[1], channels, -1).permute(0, 2, 1, 3)
