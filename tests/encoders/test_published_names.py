@@ -53,7 +53,7 @@ def test_positions_of_patches_alone_stay():
             weights(
                 **{"blocks.0.3.norm1.bias": torch.ones(4), "blocks.3.norm1.bias": torch.ones(4)}
             ),
-            "both stand for 'blocks.3.ls1.gamma'",
+            "both stand for 'blocks.3.norm1.bias'",
         ),
         (weights(**{"module.cls_token": torch.ones(1, 1, 4)}), "both stand for 'cls_token'"),
     ],

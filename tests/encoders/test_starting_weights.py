@@ -3,6 +3,7 @@
 import hashlib
 import json
 import sys
+from functools import partial
 
 import pytest
 import timm
@@ -162,18 +163,21 @@ def test_what_timm_cannot_load_is_refused_with_its_reason(tmp_path):
         ({"num_heads": 6}, {}, r"has 6 attention heads, and this architecture 3.*n_heads to 6"),
         ({"act_layer": "relu"}, {}, r"computes with ReLU\(\) at blocks\.0\.mlp\.act"),
         ({"act_layer": "gelu_tanh"}, {}, "computes with GELU"),
-        ({"norm_layer": "layernorm"}, {}, None),
         ({}, {"width": 120}, "has width 96"),
     ],
 )
 def test_what_tensors_do_not_show_is_asked_of_timm(tmp_path, model_args, changes, says):
     model = theirs(DINO, **model_args)
     source = timm_folder(tmp_path / "hub", DINO, model.state_dict(), **model_args)
-    if says is None:
-        starting_weights(source, architecture(DINO, **changes))
-        return
     with pytest.raises(EncoderError, match=says):
         starting_weights(source, architecture(DINO, **changes))
+
+
+def test_another_epsilon_is_refused(monkeypatch):
+    model = theirs(DINO, norm_layer=partial(torch.nn.LayerNorm, eps=1e-5))
+    monkeypatch.setattr(timm, "create_model", lambda *_, **__: model)
+    with pytest.raises(EncoderError, match="has LayerNorms of eps 1e-05; ours have 1e-06"):
+        starting_weights("timm:any", architecture(DINO))
 
 
 def test_another_model_of_timms_is_refused(tmp_path):
