@@ -5,8 +5,9 @@ import math
 import pytest
 import torch
 
-from anlage.objectives.ibot import ibot_loss
+from anlage.objectives import ibot
 from reference.losses import slow_ibot_loss
+from reference.whole_logits import ibot_loss, targets_of
 
 OWNER = [0, 0, 0, 2, 2, 3]  # image of each masked patch; image 1 is not masked
 
@@ -29,12 +30,17 @@ def test_equals_the_double_loop() -> None:
     )
 
 
-def test_per_patch_values_sum_to_the_loss() -> None:
+def per_patch_of(student: torch.Tensor, targets: torch.Tensor, weight: torch.Tensor):
+    return ibot.ibot_loss(
+        student, torch.eye(9), targets_of(targets[None]), weight_M=weight, n_images=4
+    )
+
+
+def test_per_patch_values_weigh_up_to_the_loss() -> None:
     student, targets, weight = draw()
-    per_patch = ibot_loss(student, targets, weight_M=weight, n_images=4, reduction="none")
-    whole = ibot_loss(student, targets, weight_M=weight, n_images=4)
+    loss, per_patch = per_patch_of(student, targets, weight)
     assert per_patch.shape == (6,)
-    assert per_patch.sum().item() / 4 == pytest.approx(whole.item(), rel=1e-6)
+    assert (weight * per_patch).sum().item() / 4 == pytest.approx(loss.item(), rel=1e-6)
 
 
 def test_a_uniform_student_costs_log_p_for_each_masked_image() -> None:
@@ -98,14 +104,14 @@ def test_runs_in_float32_under_autocast() -> None:
 def test_a_nan_names_its_patch() -> None:
     student, targets, weight = draw()
     student[4, 1] = torch.nan
-    per_patch = ibot_loss(student, targets, weight_M=weight, n_images=4, reduction="none")
+    _, per_patch = per_patch_of(student, targets, weight)
     assert per_patch.isnan().nonzero().flatten().tolist() == [4]
 
 
 def test_refusals_say_what_to_do() -> None:
     student, targets, weight = draw()
-    with pytest.raises(ValueError, match="Select the same rows"):
-        ibot_loss(student[:5], targets, weight_M=weight, n_images=4)
+    with pytest.raises(ValueError, match="Take both from the same views"):
+        ibot_loss(student[:5], targets, weight_M=weight[:5], n_images=4)
     with pytest.raises(ValueError, match="Repeat 1 / "):
         ibot_loss(student, targets, weight_M=weight[:5], n_images=4)
     with pytest.raises(ValueError, match="needs n_images > 0; got 0"):

@@ -7,8 +7,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from anlage.objectives.sinkhorn import sinkhorn_bias, sinkhorn_targets, target_entropy
+from anlage.objectives.sinkhorn import sinkhorn_bias
 from reference.sinkhorn import slow_sinkhorn_targets
+from reference.whole_logits import scores_of, sinkhorn_targets, targets_of
 
 
 def logits(n_rows: int = 12, n_prototypes: int = 7, *, seed: int = 0) -> torch.Tensor:
@@ -33,7 +34,7 @@ def test_equals_the_textbook_iteration(n_rows, n_prototypes, n_iterations, tempe
 
 def test_the_bias_alone_gives_the_targets() -> None:
     x = logits()
-    bias = sinkhorn_bias(x, temperature=0.07)
+    bias = sinkhorn_bias(scores_of(x[None], temperature=0.07))
     assert bias.shape == (7,)
     torch.testing.assert_close((x / 0.07 + bias).softmax(-1), sinkhorn_targets(x, temperature=0.07))
 
@@ -41,7 +42,9 @@ def test_the_bias_alone_gives_the_targets() -> None:
 def test_uniform_logits_give_uniform_targets() -> None:
     targets = sinkhorn_targets(torch.full((6, 5), 3.0), temperature=0.04)
     torch.testing.assert_close(targets, torch.full((6, 5), 0.2))
-    assert target_entropy(targets).item() == pytest.approx(math.log(5), rel=1e-6)
+    entropy, usage = targets_of(targets[None]).statistics()
+    assert entropy.item() == pytest.approx(math.log(5), rel=1e-6)
+    assert usage.item() == pytest.approx(1.0, rel=1e-6)
 
 
 def test_rows_sum_to_one_and_lie_in_the_simplex() -> None:
@@ -87,7 +90,7 @@ def test_extreme_logits_stay_finite(scale: float) -> None:
     x[3] = -scale
     x[:, 5] = scale
     targets = sinkhorn_targets(x, temperature=0.04)
-    assert torch.isfinite(sinkhorn_bias(x, temperature=0.04)).all()
+    assert torch.isfinite(sinkhorn_bias(scores_of(x[None], temperature=0.04))).all()
     torch.testing.assert_close(targets.sum(1), torch.ones(12))
 
 
@@ -101,12 +104,15 @@ def test_is_float32_whatever_comes_in_and_carries_no_gradient() -> None:
 
 
 def test_no_rows_are_no_targets() -> None:
-    assert sinkhorn_bias(torch.zeros(0, 5), temperature=0.1).tolist() == [0.0] * 5
+    assert sinkhorn_bias(scores_of(torch.zeros(1, 0, 5))).tolist() == [0.0] * 5
     assert sinkhorn_targets(torch.zeros(0, 5), temperature=0.1).shape == (0, 5)
 
 
-def test_entropy_of_one_hot_targets_is_zero() -> None:
-    assert target_entropy(torch.eye(4)).item() == 0
+def test_one_hot_targets_have_no_entropy_and_use_what_they_name() -> None:
+    one_hot = torch.eye(4)[[0, 0, 1, 1, 1, 0]]
+    entropy, usage = targets_of(one_hot[None]).statistics()
+    assert entropy.item() == 0
+    assert usage.item() == pytest.approx(2 / 4, rel=1e-6)
 
 
 @pytest.mark.parametrize("temperature", [0.0, -0.1, math.nan])
@@ -115,8 +121,6 @@ def test_refuses_a_temperature_that_is_not_positive(temperature: float) -> None:
         sinkhorn_targets(logits(), temperature=temperature)
 
 
-def test_refuses_logits_that_are_not_rows_and_no_iteration() -> None:
-    with pytest.raises(ValueError, match="Flatten views and tokens into rows"):
-        sinkhorn_targets(torch.zeros(2, 3, 4), temperature=0.1)
+def test_refuses_no_iteration() -> None:
     with pytest.raises(ValueError, match="DINOv2 runs 3"):
-        sinkhorn_bias(logits(), temperature=0.1, n_iterations=0)
+        sinkhorn_bias(scores_of(logits()[None]), n_iterations=0)

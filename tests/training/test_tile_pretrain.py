@@ -20,9 +20,10 @@ import torch
 from anlage.encoders.folder import load_encoder
 from anlage.errors import CatalogueError, CheckpointError, TrainingError
 from anlage.slides.catalogue import Catalogue
-from anlage.training import tile_pretrain
+from anlage.training import tile_pretrain, train_step
 from anlage.training.checkpoint import load_newest_checkpoint
 from anlage.training.log import read_metrics
+from anlage.training.replay import load_replay
 from anlage.training.tile_pretrain import pretrain_tiles
 from micro_recipe import MICRO, micro_config
 
@@ -76,6 +77,7 @@ def test_a_run_writes_what_it_promises(straight: Path, catalogue: Catalogue) -> 
     expected = {
         *("loss", "loss_dino", "loss_ibot", "loss_kde", "lr", "tiles_per_s", "data_wait_share"),
         *("gradient_norm_encoder", "gradient_norm_head", "teacher_entropy", "rankme"),
+        "prototype_usage",
     }
     assert expected <= rows[0].keys()
     assert all(np.isfinite(row["loss"]) for row in rows)
@@ -211,7 +213,7 @@ def test_nan_stops_before_the_weights_and_names_the_tile(
     catalogue: Catalogue, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One tile whose pixels become NaN: the third of the third batch."""
-    cut = tile_pretrain.views
+    cut = train_step.views
     seen: dict[str, object] = {}
 
     def poisoned(pixels, g, *, spec, seed):
@@ -227,7 +229,7 @@ def test_nan_stops_before_the_weights_and_names_the_tile(
         seen["training"], seen["batch"] = training, batch
         return keep(training, batch)
 
-    monkeypatch.setattr(tile_pretrain, "views", poisoned)
+    monkeypatch.setattr(train_step, "views", poisoned)
     monkeypatch.setattr(tile_pretrain, "train_step", recorded)
     with pytest.raises(TrainingError, match="not finite at step 2") as error:
         pretrain_tiles(micro_config("steps=5"), catalogue, tmp_path / "run", device="cpu")
@@ -237,6 +239,11 @@ def test_nan_stops_before_the_weights_and_names_the_tile(
     assert "g=10" in message
     assert "g=8" not in message.replace("g=10", "")
     assert "dino=nan" in message
+    assert "First: local views: " in message
+    replay = load_replay(tmp_path / "run" / "non_finite" / "step-00000002")
+    assert torch.equal(replay.tensors["pixels"], seen["batch"].pixels)
+    assert replay.step == 2
+    assert replay.state["student"].keys() == seen["training"].student.state_dict().keys()
     for name, parameter in seen["training"].student.named_parameters():
         assert torch.equal(parameter, seen["before"][name]), name
     assert len(read_metrics(tmp_path / "run" / "metrics.jsonl")) == 2
@@ -249,13 +256,13 @@ def test_embeddings_that_are_all_zero_are_told_and_do_not_end_the_run(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """A collapsed teacher is what RankMe is logged for."""
-    forward = tile_pretrain.step_loss
+    taught = train_step.teach
 
     def collapsed(*args, **settings):
-        loss = forward(*args, **settings)
-        return replace(loss, teacher_cls=torch.zeros_like(loss.teacher_cls))
+        lesson = taught(*args, **settings)
+        return replace(lesson, embedding_BD=torch.zeros_like(lesson.embedding_BD))
 
-    monkeypatch.setattr(tile_pretrain, "step_loss", collapsed)
+    monkeypatch.setattr(train_step, "teach", collapsed)
     result = pretrain_tiles(micro_config("steps=2"), catalogue, tmp_path / "run", device="cpu")
     assert result.is_finished
     assert [row["rankme"] for row in metrics(tmp_path / "run")] == [0, 0]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +11,7 @@ import torch
 from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
+from torch import Tensor
 
 from anlage.encoders.folder_replacement import replace_folder, whole_folder
 from anlage.encoders.tile_encoder import (
@@ -24,6 +23,7 @@ from anlage.encoders.tile_encoder import (
 )
 from anlage.errors import EncoderError
 from anlage.models.vit import VisionTransformer
+from anlage.models.without_weights import without_weights
 
 __all__ = ["EncoderConfig", "TileEncoder", "load_encoder", "save_encoder"]
 
@@ -143,24 +143,10 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
     return {name: tensor.to(torch.float32, copy=True) for name, tensor in stored.items()}
 
 
-class _NoRandomFill(TorchFunctionMode):
-    """Skips drawing normal weights; torch takes seconds to do so on the meta device."""
-
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Sequence[type],
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:  # noqa: ANN401 - whatever torch returns
-        kwargs = kwargs or {}
-        return kwargs["tensor"] if func is nn.init.normal_ else func(*args, **kwargs)
-
-
 def _empty_model(path: str | Path, config: EncoderConfig) -> VisionTransformer:
     """The architecture without memory for its weights, and without drawing random ones."""
     try:
-        with torch.device("meta"), _NoRandomFill():
+        with without_weights():
             return VisionTransformer(**config.architecture)
     except (TypeError, ValueError) as error:
         raise EncoderError(path, f"architecture: {error} Correct the configuration.") from error

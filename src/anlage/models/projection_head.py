@@ -40,10 +40,15 @@ class PrototypeLayer(nn.Module):
         nn.init.uniform_(self.weight_v, -bound, bound, generator=generator)
         nn.init.ones_(self.weight_g)
 
+    def prototypes(self) -> Tensor:
+        """The prototypes as rows, (P, E)."""
+        length_P1 = torch.linalg.vector_norm(self.weight_v, dim=1, keepdim=True)
+        prototypes_PE: Tensor = self.weight_v * (self.weight_g / length_P1)
+        return prototypes_PE
+
     def forward(self, bottleneck_BE: Tensor) -> Tensor:
         """Score each row against each prototype, (B, E) -> (B, P)."""
-        length_P1 = torch.linalg.vector_norm(self.weight_v, dim=1, keepdim=True)
-        return functional.linear(bottleneck_BE, self.weight_v * (self.weight_g / length_P1))
+        return functional.linear(bottleneck_BE, self.prototypes())
 
 
 class ProjectionHead(nn.Module):
@@ -104,7 +109,7 @@ class ProjectionHead(nn.Module):
         self.last_layer.initialise(generator)
 
     def bottleneck_of(self, tokens_BD: Tensor) -> Tensor:
-        """Bottleneck vectors of unit length, float32.
+        """Bottleneck vectors of unit length, float32 (or wider, as the weights are).
 
         Args:
             tokens_BD: (B, D) class or patch tokens; B may be 0.
@@ -112,10 +117,16 @@ class ProjectionHead(nn.Module):
         Returns:
             (B, E), each row of length 1.
         """
-        return functional.normalize(self.mlp(tokens_BD).float(), dim=-1)
+        narrow_BE = self.mlp(tokens_BD)
+        wide = torch.promote_types(narrow_BE.dtype, torch.float32)
+        return functional.normalize(narrow_BE.to(wide), dim=-1)
+
+    def prototypes(self) -> Tensor:
+        """The prototypes as rows, (P, E); with ``bottleneck_of``, what losses take in pieces."""
+        return self.last_layer.prototypes()
 
     def forward(self, tokens_BD: Tensor) -> Tensor:
-        """Prototype scores.
+        """Prototype scores, whole.
 
         Args:
             tokens_BD: (B, D) class or patch tokens; B may be 0.

@@ -11,26 +11,25 @@ from torch import Tensor
 from anlage.objectives.refusals import need_positive
 
 
-@torch.no_grad()
-def centered_targets(logits_BP: Tensor, center_P: Tensor, *, temperature: float) -> Tensor:
-    """Teacher targets with the usual logit of each prototype taken off.
+def center_bias(center_P: Tensor, *, temperature: float) -> Tensor:
+    """What centering adds to the teacher's scores: minus the usual logit of each prototype.
+
+        softmax((logit - center) / temperature) = softmax(score + bias)
 
     Args:
-        logits_BP: Teacher logits, (..., P), any floating dtype.
         center_P: (P,) running mean of the teacher's logits.
         temperature: Teacher temperature, > 0.
 
     Returns:
-        (..., P) float32, rows sum to 1.
+        (P,) bias for ``PrototypeTargets``.
 
     Raises:
-        ValueError: If the centre does not fit or the temperature is not positive.
+        ValueError: If the temperature is not positive.
 
     Source: Caron et al. 2021, DINO, arXiv:2104.14294, section 3.1.
     """
-    need_positive("centered_targets", "temperature", temperature)
-    _check_center("centered_targets", logits_BP, center_P)
-    return ((logits_BP.float() - center_P) / temperature).softmax(dim=-1)
+    need_positive("center_bias", "temperature", temperature)
+    return -center_P / temperature
 
 
 @torch.no_grad()

@@ -6,6 +6,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
+from anlage.models.sizes import size_arguments
 from anlage.training.section import Section
 
 
@@ -51,8 +52,6 @@ class Architecture(Section):
     def _of_named_size(cls, given: Any) -> Any:  # noqa: ANN401 - whatever the recipe holds
         if not isinstance(given, dict) or "size" not in given:
             return given
-        from anlage.models.sizes import size_arguments
-
         fields = {key: value for key, value in given.items() if key != "size"}
         return {**size_arguments(given["size"]), **fields}
 

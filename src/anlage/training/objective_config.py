@@ -65,6 +65,11 @@ class Objective(Section):
         """Whether patches are masked and guessed; DINO alone needs no mask."""
         return self.ibot_weight > 0
 
+    @property
+    def spreads(self) -> bool:
+        """Whether a term keeps the batch apart."""
+        return self.spread != "none" and self.spread_weight > 0
+
     @model_validator(mode="after")
     def _in_range(self) -> Self:
         least, greatest = self.mask_ratio

@@ -1,14 +1,16 @@
-"""AdamW with DINOv2's parameter groups, and gradient clipping per network."""
+"""AdamW or StableAdamW with DINOv2's parameter groups, and gradient clipping per network."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from functools import partial
 
 import torch
 from torch import nn
 
 from anlage.training.optimizer_config import Optimisation
+from anlage.training.stable_adamw import StableAdamW
 
 NO_DECAY = re.compile(r"(\.bias$|norm|gamma)")
 
@@ -40,8 +42,10 @@ def learning_rate_factor(name: str, config: Optimisation, *, depth: int) -> floa
     return factor * (config.patch_embed_lr if "patch_embed" in name else 1.0)
 
 
-def build_optimizer(student: nn.Module, config: Optimisation, *, depth: int) -> torch.optim.AdamW:
-    """AdamW over the student, one group for each distinct treatment of its parameters.
+def build_optimizer(
+    student: nn.Module, config: Optimisation, *, depth: int
+) -> torch.optim.Optimizer:
+    """The optimiser over the student, one group for each distinct treatment of its parameters.
 
     Weight decay spares names that end in ``.bias`` or hold ``norm`` or ``gamma``; position, CLS,
     mask and register tokens do decay, as in DINOv2's code.
@@ -54,31 +58,37 @@ def build_optimizer(student: nn.Module, config: Optimisation, *, depth: int) -> 
     Returns:
         The optimiser; ``set_rates`` gives its groups their values at each step.
     """
-    groups: dict[tuple[float, bool, bool], list[nn.Parameter]] = {}
+    groups: dict[tuple[float, bool, bool, bool], list[nn.Parameter]] = {}
     for name, parameter in student.named_parameters():
         if not parameter.requires_grad:
             continue
         factor = learning_rate_factor(name, config, depth=depth)
-        key = (factor, NO_DECAY.search(name) is None, "last_layer" in name)
+        decays, is_prototypes = NO_DECAY.search(name) is None, "last_layer" in name
+        key = (factor, decays, is_prototypes, name.startswith("encoder."))
         groups.setdefault(key, []).append(parameter)
-    return torch.optim.AdamW(
-        [
-            {"params": parameters, "lr_factor": factor, "decays": decays, "prototypes": prototypes}
-            for (factor, decays, prototypes), parameters in groups.items()
-        ],
-        lr=config.peak_lr,
-        betas=config.betas,
-        weight_decay=0.0,
-        fused=True,
+    names = ("lr_factor", "decays", "prototypes", "encoder")
+    treated = [
+        {"params": parameters, **dict(zip(names, key, strict=True))}
+        for key, parameters in groups.items()
+    ]
+    make = StableAdamW if config.kind == "stable_adamw" else partial(torch.optim.AdamW, fused=True)
+    return make(
+        treated, lr=config.peak_lr, betas=config.betas, eps=config.epsilon, weight_decay=0.0
     )
 
 
 def set_rates(
-    optimizer: torch.optim.Optimizer, *, lr: float, weight_decay: float, prototypes_frozen: bool
+    optimizer: torch.optim.Optimizer,
+    *,
+    lr: float,
+    weight_decay: float,
+    prototypes_frozen: bool,
+    encoder_frozen: bool = False,
 ) -> None:
     """Give every parameter group its learning rate and weight decay for the coming step."""
+    held = {"prototypes": prototypes_frozen, "encoder": encoder_frozen}
     for group in optimizer.param_groups:
-        frozen = prototypes_frozen and group["prototypes"]
+        frozen = any(is_held and group[part] for part, is_held in held.items())
         group["lr"] = 0.0 if frozen else lr * group["lr_factor"]
         group["weight_decay"] = weight_decay if group["decays"] else 0.0
 

@@ -55,6 +55,9 @@ class Optimisation(Section):
         if not all(0 <= end <= 1 for end in ends):
             msg = "teacher_momentum needs to stay within 0 and 1, such as 0.992 to 1"
             raise ValueError(msg)
+        if self.min_lr > self.peak_lr:
+            msg = f"min_lr={self.min_lr:g} needs to be at most peak_lr={self.peak_lr:g}"
+            raise ValueError(msg)
         if self.kind == "stable_adamw" and self.clip_norm is not None:
             msg = "clip_norm needs to be null with stable_adamw, which clips each update itself"
             raise ValueError(msg)

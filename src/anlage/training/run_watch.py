@@ -1,0 +1,99 @@
+"""The looks of a run as its loop takes them: when, at what, and what follows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from anlage.encoders.tile_encoder import EncoderConfig
+from anlage.tiles.stream import TileBatch
+from anlage.training.best import BestEncoder
+from anlage.training.log import MetricsLog
+from anlage.training.training_state import Training
+from anlage.training.watch import look, look_unlabelled
+from anlage.training.watch_pictures import draw_look, picture_path
+from anlage.training.watched_tiles import WatchedTiles, shown_tiles, watched_splits
+
+N_SHOWN = 4
+
+
+class RunWatch:
+    """Looks at the teacher every ``watch.every`` steps and after the last one.
+
+    With labelled tiles a look probes them; without, it measures the spread of the embeddings of
+    the step's own tiles, so that a collapse shows without any label.
+
+    Args:
+        training: The run, at the step it begins or goes on from.
+        tiles: Labelled tiles; None for none.
+
+    Raises:
+        LabelledDataError: If the tiles cannot be split for the probes.
+    """
+
+    def __init__(self, training: Training, tiles: WatchedTiles | None) -> None:
+        self._settings, self._tiles, self._run_dir = (
+            training.config.watch,
+            tiles,
+            training.run_dir,
+        )
+        self._picture: Path | None = None
+        self._best: BestEncoder | None = None
+        if tiles is None or self._settings.every is None:
+            return
+        watched_splits(tiles, neighbours=self._settings.neighbours)
+        if self._settings.keep_best is not None:
+            self._best = BestEncoder(
+                training.run_dir,
+                metric=f"watch_{self._settings.keep_best}",
+                patience=self._settings.patience,
+                first_step=training.step,
+            )
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the probe got no better for as long as the recipe is patient."""
+        return self._best is not None and self._best.is_patience_over
+
+    def after_step(
+        self, training: Training, batch: TileBatch, config: EncoderConfig
+    ) -> dict[str, float]:
+        """Look if it is time, draw it, and keep the encoder if it is the best so far.
+
+        Args:
+            training: The run, after a step.
+            batch: The step's tiles.
+            config: Description of the teacher's encoder.
+
+        Returns:
+            Metrics of the look; none if it is not time.
+        """
+        every, step = self._settings.every, training.step
+        if every is None or (step % every and step != training.config.steps):
+            return {}
+        model = training.teacher.encoder
+        if self._tiles is not None:
+            seen = look(
+                model,
+                self._tiles,
+                config=config,
+                neighbours=self._settings.neighbours,
+                probe_steps=self._settings.probe_steps,
+            )
+            shown = self._tiles.pixels_N3SS[shown_tiles(self._tiles, N_SHOWN)]
+        else:
+            edge_px = batch.pixels.shape[-1] // model.patch_px * model.patch_px
+            whole = batch.pixels[..., :edge_px, :edge_px]
+            seen = look_unlabelled(model, whole, config=config)
+            shown = whole[:N_SHOWN].numpy()
+        if self._settings.pictures:
+            path = picture_path(self._run_dir, step)
+            self._picture = draw_look(model, shown, path, config=config)
+        if self._best is not None:
+            self._best.consider(step, seen.metrics, model=model, config=config)
+        return seen.metrics
+
+    def show(self, log: MetricsLog, step: int) -> None:
+        """Hand the picture of the last look to the trackers, once."""
+        if self._picture is not None:
+            log.image(step, "watch", self._picture)
+            self._picture = None

@@ -1,0 +1,119 @@
+"""Where a run's weights come from: random, an encoder, or another run with its heads."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from anlage.encoders.starting_weights import starting_weights
+from anlage.errors import CheckpointError
+from anlage.training.checkpoint import load_newest_checkpoint
+from anlage.training.network_config import Architecture, Head
+from anlage.training.networks import EncoderWithHeads, Pupil
+from anlage.training.tile_config import Initialisation, TilePretrainConfig
+
+LOGGER = logging.getLogger(__name__)
+NOT_OF_WEIGHTS = frozenset({"stochastic_depth", "linear_std"})
+
+
+def start_from(
+    init: Initialisation,
+    networks: Sequence[EncoderWithHeads | Pupil],
+    *,
+    config: TilePretrainConfig,
+    record: dict[str, Any],
+) -> dict[str, Tensor]:
+    """Give networks the weights that a recipe names.
+
+    Args:
+        init: What is named.
+        networks: Student and teacher, changed in place.
+        config: The recipe.
+        record: Gains ``init``: source, kind and checksum.
+
+    Returns:
+        Centres of the teacher's logits to go on with; empty where there are none.
+
+    Raises:
+        EncoderError: If the encoder cannot be read, or is of another architecture.
+        CheckpointError: If the run has no checkpoint, or other networks.
+    """
+    if init.encoder is not None:
+        found = starting_weights(init.encoder, config.model.model_dump())
+        for note in found.notes:
+            LOGGER.info("%s: %s", init.encoder, note)
+        for network in networks:
+            network.encoder.load_state_dict(found.weights)
+        record["init"] = {**found.provenance, "notes": list(found.notes)}
+    elif init.run is not None:
+        state, provenance = networks_of_run(Path(init.run))
+        refuse_other_networks(Path(init.run), provenance["config"], config)
+        for network, name in zip(networks, ("student", "teacher"), strict=True):
+            network.load_state_dict(state.get(name) or state["teacher"])
+        record["init"] = {"source": init.run, "kind": "run", "step": provenance["step"]}
+        return dict(state["centers"])
+    return {}
+
+
+def networks_of_run(run_dir: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Networks in a run's newest checkpoint, and its provenance with its step.
+
+    Raises:
+        CheckpointError: If there is none.
+    """
+    newest = load_newest_checkpoint(run_dir / "checkpoints")
+    if newest is None:
+        msg = "has no checkpoint. Name the folder of a run, or make one with `anlage import-run`."
+        raise CheckpointError(run_dir, msg)
+    step, state, provenance = newest
+    return state, {**provenance, "step": step}
+
+
+def refuse_other_networks(
+    run_dir: Path, made_with: Mapping[str, Any], config: TilePretrainConfig
+) -> None:
+    """Refuse a run whose networks are not those of the recipe, naming what differs.
+
+    Raises:
+        CheckpointError: If the model or a head differs.
+    """
+    wanted = config.model_dump(mode="json")
+    differences = []
+    for section in ("model", "head", "patch_head"):
+        theirs, ours = made_with.get(section), wanted[section]
+        if theirs is None or ours is None:
+            if theirs != ours:
+                differences.append(f"{section} was {theirs!r}, is now {ours!r}")
+            continue
+        for name in ours.keys() - NOT_OF_WEIGHTS:
+            if theirs.get(name) != ours[name]:
+                before = theirs.get(name)
+                differences.append(f"{section}.{name} was {before!r}, is now {ours[name]!r}")
+    if differences:
+        msg = (
+            f"has other networks than the recipe: {'; '.join(sorted(differences))}. Correct the "
+            "recipe, or name its encoder alone in init.encoder, which adapts patches and positions."
+        )
+        raise CheckpointError(run_dir, msg)
+
+
+def load_teacher(run_dir: Path) -> tuple[EncoderWithHeads, dict[str, Any]]:
+    """The teacher of another run with its heads, frozen, and its provenance.
+
+    Raises:
+        CheckpointError: If there is no checkpoint, or its networks are not described.
+    """
+    state, provenance = networks_of_run(run_dir)
+    made_with = provenance["config"]
+    patch_head = made_with.get("patch_head")
+    network = EncoderWithHeads(
+        Architecture.model_validate(made_with["model"]),
+        Head.model_validate(made_with["head"]),
+        None if patch_head is None else Head.model_validate(patch_head),
+    )
+    network.load_state_dict(state["teacher"])
+    return network.requires_grad_(requires_grad=False).eval(), provenance
