@@ -20,7 +20,6 @@ from anlage.tiles.augment.stain import stain_basis
 Bytes = NDArray[np.uint8]
 
 JITTER_STEPS = (picture.brighten, picture.contrast, picture.saturate, picture.shift_hue)
-PARTS = (np.arange(256) / 255).astype(np.float32)[None]
 FLIPS = {(True, False): 1, (False, True): 0, (True, True): -1}  # OpenCV's codes
 
 
@@ -49,8 +48,11 @@ def make_one_by_one(
     planes_N3EE = crops_N3EE.numpy()
     for i in range(len(planes_N3EE)):
         cut_EE3 = _cut(tiles_BSS3[i % len(tiles_BSS3)], flat, i, edge_px=edge_px)
-        changed_EE3 = _change_colours(cut_EE3, flat, i, spec=spec, basis_33=basis_33)
-        cv2.split(changed_EE3, list(planes_N3EE[i]))
+        changed = _change_colours(cut_EE3, flat, i, spec=spec, basis_33=basis_33)
+        if changed.ndim == 3:
+            cv2.split(changed, list(planes_N3EE[i]))
+        else:
+            planes_N3EE[i] = changed
     return crops_N3EE
 
 
@@ -67,7 +69,7 @@ def _cut(tile_SS3: Bytes, flat: ViewParameters, i: int, *, edge_px: int) -> pict
         mode="bicubic",
         antialias=True,
     )
-    return cv2.LUT(view_13EE.permute(0, 2, 3, 1)[0].contiguous().numpy(), PARTS)
+    return picture.from_bytes(view_13EE.permute(0, 2, 3, 1)[0].contiguous().numpy())
 
 
 def _change_colours(
@@ -78,7 +80,10 @@ def _change_colours(
     spec: MultiCropSpec,
     basis_33: picture.Floats,
 ) -> picture.Picture:
-    """Stains, jitter, greyscale, blur and solarize, each if it was decided for view ``i``."""
+    """Stains, jitter, greyscale, blur and solarize, each if it was decided for view ``i``.
+
+    A grey view comes back as one plane.
+    """
     if flat.stain[i]:
         image_EE3 = picture.jitter_stains(
             image_EE3, flat.stain_factor[i], flat.stain_offset[i], basis_33=basis_33

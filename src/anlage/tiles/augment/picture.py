@@ -26,7 +26,14 @@ Floats = NDArray[np.float64]
 TO_GREY_33 = np.tile(np.array(colour.LUMINANCE, np.float32), (3, 1))
 SAME_33 = np.eye(3, dtype=np.float32)
 SAME_34 = np.eye(3, 4, dtype=np.float32)  # the last column is added
+PARTS = (np.arange(256) / 255).astype(np.float32)[None]
+LIGHTEST_TAP = 1e-5  # of a blur; three thousandths of a byte
 JUST_BELOW_ONE = 1 - 1e-6  # the sum of a blur's taps: rounding then cannot leave [0, 1]
+
+
+def from_bytes(bytes_HW3: NDArray[np.uint8]) -> Picture:
+    """The bytes over 255."""
+    return _picture(cv2.LUT(bytes_HW3, PARTS))
 
 
 def brighten(picture: Picture, factor: float) -> Picture:
@@ -50,14 +57,14 @@ def saturate(picture: Picture, factor: float) -> Picture:
 
 def shift_hue(picture: Picture, factor: float) -> Picture:
     """``colour.shift_hue``: through HSV, with hue in degrees, which OpenCV wraps upwards only."""
-    hsv = cv2.cvtColor(picture, cv2.COLOR_RGB2HSV)
-    cv2.add(hsv, (360 * (factor % 1), 0, 0, 0), dst=hsv)
+    hsv = _picture(cv2.cvtColor(picture, cv2.COLOR_RGB2HSV))
+    hsv[..., 0] += np.float32(360 * (factor % 1))
     return _picture(cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB))
 
 
 def grayscale(picture: Picture) -> Picture:
-    """``colour.luminance`` in all three channels."""
-    return _picture(cv2.transform(picture, TO_GREY_33))
+    """``colour.luminance``, (H, W): blur and solarize take it as it is."""
+    return _picture(cv2.transform(picture, TO_GREY_33[:1]))
 
 
 def solarize(picture: Picture) -> Picture:
@@ -69,6 +76,7 @@ def blur(picture: Picture, *, sigma: float, kernel_px: int) -> Picture:
     """``resample.blur_weights`` on both axes."""
     half = kernel_px // 2
     taps = [exp(-0.5 * (tap / sigma) ** 2) for tap in range(-half, half + 1)]
+    taps = [tap for tap in taps if tap > LIGHTEST_TAP]
     kernel_K = np.array(taps, np.float32) * (JUST_BELOW_ONE / sum(taps))
     reflect = cv2.BORDER_REFLECT_101
     return _picture(cv2.sepFilter2D(picture, -1, kernel_K, kernel_K, borderType=reflect))
