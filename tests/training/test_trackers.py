@@ -61,8 +61,10 @@ def steps(run_dir: Path, name: str, picture: Path, *, first: int, until: int) ->
 
 def wandb_records(run_dir: Path) -> list[Any]:
     """Records of W&B's offline files: LevelDB's log format after seven bytes."""
+    import wandb
     from wandb.proto.wandb_internal_pb2 import Record
 
+    wandb.teardown()  # its service writes the last of a finished run when it ends
     records = []
     for path in sorted(run_dir.glob("wandb/offline-run-*/*.wandb")):
         data, place, whole = path.read_bytes(), 7, b""
@@ -87,7 +89,10 @@ def test_wandb_holds_values_and_pictures_of_one_run(tmp_path, picture) -> None:
     records = wandb_records(run_dir)
     runs = [r.run for r in records if r.HasField("run")]
     assert len({run.run_id for run in runs}) == 1
-    assert {run.host for run in runs} <= {""}
+    assert {run.host for run in runs} == {"unnamed"}
+    sent = b"".join(record.SerializeToString() for record in records)
+    assert str(Path(__file__)).encode() not in sent
+    assert not any(record.HasField("stats") for record in records)
     assert {run.project for run in runs} == {"anlage"}
     assert any("24" in item.value_json for run in runs for item in run.config.update)
     losses = [
@@ -97,7 +102,7 @@ def test_wandb_holds_values_and_pictures_of_one_run(tmp_path, picture) -> None:
         if "loss" in (item.key, *item.nested_key)
     ]
     assert losses == [(0, 10.0), (1, 9.0), (2, 8.0), (2, 8.0), (3, 7.0)]
-    pictures = list(run_dir.glob("wandb/*/files/media/images/*.png"))
+    pictures = list(run_dir.glob("wandb/offline-run-*/files/media/images/*.png"))
     assert len(pictures) == 5
     assert pictures[0].read_bytes() == picture.read_bytes()
 

@@ -83,6 +83,7 @@ class WeightsAndBiases:
             config=dict(config),
             save_code=False,
             settings=wandb.Settings(
+                host="unnamed",  # an empty one is filled in
                 console="off",
                 disable_code=True,
                 disable_git=True,
