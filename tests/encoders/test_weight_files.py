@@ -102,12 +102,15 @@ def test_a_file_without_a_state_dict_is_refused(stored, says):
         state_dict_of(stored, path="p")
 
 
-def test_copies_are_float32_and_do_not_belong_to_the_file(tmp_path):
-    path = written(tmp_path / "w.pth", {"a": torch.ones(3, dtype=torch.bfloat16)})
-    copies = as_float32(read_weight_file(path), path=path)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_copies_are_float32_and_do_not_belong_to_the_file(tmp_path, dtype):
+    path = written(tmp_path / "w.pth", {"a": torch.ones(3, dtype=dtype)})
+    stored = read_weight_file(path)
+    copies = as_float32(stored, path=path)
     copies["a"].mul_(2)
+    assert copies["a"].dtype == torch.float32
     assert copies["a"].tolist() == [2.0, 2.0, 2.0]
-    assert read_weight_file(path)["a"].tolist() == [1.0, 1.0, 1.0]
+    assert stored["a"].tolist() == [1.0, 1.0, 1.0]
 
 
 def test_sha256_of_a_file(tmp_path):
