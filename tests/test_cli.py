@@ -235,7 +235,7 @@ def test_ctrl_c_ends_with_130_and_says_how_to_go_on(
         raise KeyboardInterrupt
 
     monkeypatch.setattr("anlage.report.write.write_report", interrupted)
-    monkeypatch.setattr("anlage.cli.training.log_to", lambda _: None)
+    monkeypatch.setattr("anlage.cli.embedding.log_to", lambda _: None)
     monkeypatch.setattr(sys, "argv", ["anlage", "report", str(tmp_path)])
     with pytest.raises(SystemExit) as end:
         main()

@@ -12,6 +12,7 @@ import sys
 
 from anlage.cli import (  # each adds its commands to the application
     demo,
+    embedding,
     machine,
     masks,
     slides,
@@ -19,7 +20,7 @@ from anlage.cli import (  # each adds its commands to the application
 )
 from anlage.cli.application import FILE_ONLY, Exit, app
 
-__all__ = ["app", "demo", "machine", "main", "masks", "slides", "training"]
+__all__ = ["app", "demo", "embedding", "machine", "main", "masks", "slides", "training"]
 
 
 REMEDIES = {

@@ -1,14 +1,13 @@
-"""Commands of the chain: pretrain, embed, evaluate, report."""
+"""Commands that train: pretrain, and import-run for checkpoints made elsewhere."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from anlage.cli.application import (
-    MAX_SEED,
     MOST_THREADS,
     Exit,
     app,
@@ -17,21 +16,42 @@ from anlage.cli.application import (
     name_refused,
 )
 
+if TYPE_CHECKING:
+    from anlage.training.tile_config import TilePretrainConfig
+    from anlage.training.watched_tiles import WatchedTiles
+
 pretrain = typer.Typer(help="Pretrain an encoder.", no_args_is_help=True, rich_markup_mode=None)
-embed = typer.Typer(help="Embed with an encoder.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(pretrain, name="pretrain")
-app.add_typer(embed, name="embed")
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 @pretrain.command("tile")
 def pretrain_tile(
-    slides: Annotated[str, typer.Option(help="Catalogue (.parquet), or slides to index first.")],
-    run: Annotated[Path, typer.Option(help="Folder of the run.")],
+    slides: Annotated[
+        str | None, typer.Option(help="Catalogue (.parquet), or slides to index first.")
+    ] = None,
+    run: Annotated[Path | None, typer.Option(help="Folder of the run.")] = None,
     recipe: Annotated[str, typer.Option(help="Recipe's name, or a YAML file.")] = "tiny",
     overrides: Annotated[
         list[str] | None, typer.Option("--set", help="Change one value: dotted.key=value.")
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an existing run.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what the run would take, and do nothing.")
+    ] = False,
+    mfu: Annotated[
+        float, typer.Option(min=0.01, max=1, help="Share of the peak that --dry-run reckons with.")
+    ] = 0.35,
+    peak_tflops: Annotated[
+        float, typer.Option(min=0.01, help="Peak of the GPU for --dry-run, TFLOP/s; H100 bf16.")
+    ] = 989.0,
+    watch: Annotated[
+        Path | None,
+        typer.Option(help="Labelled tiles to probe the encoder on as it goes (CSV or folder)."),
+    ] = None,
+    trackers: Annotated[
+        list[str] | None, typer.Option("--tracker", help="wandb, mlflow or trackio; repeatable.")
+    ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     threads: Annotated[
         int, typer.Option(min=1, max=MOST_THREADS, help="Threads that read tiles.")
@@ -42,6 +62,12 @@ def pretrain_tile(
     from anlage.training.tile_config import TilePretrainConfig
 
     config = load_recipe(recipe, TilePretrainConfig, overrides=overrides or ())
+    if dry_run:
+        _say_plan(config, recipe, mfu=mfu, peak_tflops=peak_tflops)
+        return
+    if slides is None or run is None:
+        msg = "needs --slides and --run (or --dry-run)."
+        raise typer.BadParameter(msg)
     from anlage.slides.indexing.index import catalogue_of
     from anlage.training.run_record import refuse_existing_run
     from anlage.training.tile_pretrain import pretrain_tiles
@@ -49,100 +75,69 @@ def pretrain_tile(
     if not resume:
         refuse_existing_run(run)
     log_to(run / "anlage.log")
+    watched = None if watch is None else _watched(watch, config)
     catalogue, refused = catalogue_of(slides, folder=run, keep=resume)
     name_refused(refused)
-    result = pretrain_tiles(config, catalogue, run, resume=resume, device=device, threads=threads)
-    print(f"{result.steps} of {config.steps} steps; encoder: {result.encoder}")
+    result = pretrain_tiles(
+        config,
+        catalogue,
+        run,
+        resume=resume,
+        device=device,
+        threads=threads,
+        watched=watched,
+        trackers=trackers or (),
+    )
+    early = " (ended early: its probe got no better)" if result.ended_early else ""
+    print(f"{result.steps} of {config.steps} steps{early}; encoder: {result.encoder}")
     if not result.is_finished:
         print("stopped by a signal; the same command with --resume goes on from there")
         raise typer.Exit(Exit.INTERRUPTED)
     exit_by(refused)
 
 
-@embed.command("tiles")
-def embed_tiles_command(
-    encoder: Annotated[Path, typer.Option(help="Encoder folder, such as RUN/encoder.")],
-    slides: Annotated[str, typer.Option(help="Catalogue (.parquet), or slides to index first.")],
-    output: Annotated[Path, typer.Option("-o", "--output", help="Folder for one HDF5 a slide.")],
-    stride_px: Annotated[
-        int | None, typer.Option(min=1, help="Step of the grid in pixels; the tile's edge if none.")
-    ] = None,
-    min_tissue: Annotated[
-        float, typer.Option(min=0, max=1, help="Smallest tissue fraction of a tile.")
-    ] = 0.25,
-    batch_size: Annotated[int, typer.Option(min=1, help="Tiles a forward pass.")] = 64,
-    colour: Annotated[
-        Literal["stored", "srgb"] | None,
-        typer.Option(help="Colours by the slides' ICC profiles, or as stored; the encoder's."),
-    ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
-    threads: Annotated[
-        int, typer.Option(min=1, max=MOST_THREADS, help="Threads that read tiles.")
-    ] = 2,
-) -> None:
-    """Embed every tissue tile of every slide: one bag (HDF5) a slide; always resumes."""
-    from anlage.embedding.embed_tiles import embed_tiles
-    from anlage.slides.indexing.index import catalogue_of
+def _say_plan(config: TilePretrainConfig, recipe: str, *, mfu: float, peak_tflops: float) -> None:
+    from anlage.training.plan import lines, plan_of
 
-    log_to(output / "anlage.log")
-    catalogue, unusable = catalogue_of(slides, folder=output)
-    result = embed_tiles(
-        encoder,
-        catalogue,
-        output,
-        stride_px=stride_px,
-        min_tissue=min_tissue,
-        batch_size=batch_size,
-        device=device,
-        threads=threads,
-        colour=colour,
-    )
-    refused = [*unusable, *result.refused]
-    name_refused(refused)
-    for name in result.empty:
-        print(f"empty: {name}: no tile holds enough tissue")
-    print(
-        f"{len(result.done)} slides embedded, {len(result.skipped)} already there, "
-        f"{len(result.empty)} empty, {len(refused)} refused; bags: {output}"
-    )
-    exit_by(refused)
-
-
-@app.command()
-def evaluate(
-    encoder: Annotated[Path, typer.Option(help="Encoder folder, such as RUN/encoder.")],
-    data: Annotated[
-        Path, typer.Option(help="Labelled tiles: a CSV, or a folder with one folder a class.")
-    ],
-    output: Annotated[Path, typer.Option("-o", "--output", help="Folder for the result.")],
-    seed: Annotated[
-        int, typer.Option(min=0, max=MAX_SEED, help="Seed of resamples and untrained floor.")
-    ] = 0,
-    neighbours: Annotated[int, typer.Option(min=1, help="k of the kNN probe.")] = 20,
-    splits: Annotated[
-        Path | None,
-        typer.Option(help="CSV of cases and sides (fold_0 ... of train/val/test, split, or fold)."),
-    ] = None,
-) -> None:
-    """Probe a frozen encoder on labelled tiles, split by case, beside honest floors."""
-    from anlage.evaluation.evaluate import evaluate_encoder
-
-    log_to(output / "anlage.log")
-    result = evaluate_encoder(encoder, data, output, seed=seed, k=neighbours, splits=splits)
-    for line in result.summary():
+    print(f"recipe {recipe}")
+    for line in lines(plan_of(config, mfu=mfu, peak_tflops=peak_tflops)):
         print(line)
-    print(f"result: {output / 'result.json'}")
 
 
-@app.command()
-def report(
-    folder: Annotated[Path, typer.Argument(help="Folder of a finished demo or run.")],
-    output: Annotated[
-        Path | None, typer.Option("-o", "--output", help="HTML file; FOLDER/report.html if none.")
+def _watched(data: Path, config: TilePretrainConfig) -> WatchedTiles:
+    from anlage.errors import RecipeError
+    from anlage.evaluation.watched_tiles import watched_tiles
+
+    if config.watch.every is None:
+        told = "needs watch.every, the steps between two looks, such as --set watch.every=500"
+        raise RecipeError(data, told)
+    return watched_tiles(data, tile_px=config.tile_px, mpp=config.mpp)
+
+
+@app.command("import-run")
+def import_run_command(
+    checkpoint: Annotated[
+        Path, typer.Argument(help="dinov2's teacher_checkpoint.pth, or a training checkpoint.")
+    ],
+    run: Annotated[Path, typer.Option(help="Folder to make.")],
+    mpp: Annotated[float, typer.Option(min=0.001, help="Resolution it was trained at, um a px.")],
+    tile_px: Annotated[int, typer.Option(min=1, help="Edge of the tiles it embeds.")] = 224,
+    mean: Annotated[
+        tuple[float, float, float], typer.Option(help="Channel means it was trained with.")
+    ] = IMAGENET_MEAN,
+    std: Annotated[
+        tuple[float, float, float], typer.Option(help="Channel deviations.")
+    ] = IMAGENET_STD,
+    n_heads: Annotated[
+        int | None, typer.Option(min=1, help="Attention heads; width / 64 if none.")
     ] = None,
 ) -> None:
-    """Write one static HTML report of what a folder holds: slides, run, bags, scores."""
-    from anlage.report.write import write_report
+    """Take a dinov2 checkpoint with its heads over, to go on training (init.run=RUN)."""
+    from anlage.training.import_run import import_run
 
-    log_to(None)
-    print(f"report: {write_report(folder, output)}")
+    notes = import_run(
+        checkpoint, run, mpp=mpp, tile_px=tile_px, mean=mean, std=std, n_heads=n_heads
+    )
+    for note in notes:
+        print(f"note: {note}")
+    print(f"run: {run}; go on with: anlage pretrain tile --set init.run={run} ...")
