@@ -257,6 +257,16 @@ def test_hidden_candidates_stay_hidden_beside_a_query_that_needs_more(generator)
     assert index[1].tolist() == [20, 21]
 
 
+def test_what_fills_up_the_last_chunk_is_no_row(generator) -> None:
+    unit = unit_rows(torch.from_numpy(generator.normal(size=(100, 6)).astype(np.float32)))
+    products = similarities.Similarities(unit.device, n_values=128 * 5, n_products=1)
+    bank = exact_search.Bank(unit_MD=unit)
+    value, row = exact_search._candidates(unit[:5], bank, products, slab=100, n=128, code_Q=None)
+    assert value.isneginf().sum(dim=1).tolist() == [28] * 5
+    assert int(row.max()) == 99
+    assert all(len(set(found.tolist())) == 100 for found in row)
+
+
 def test_equal_similarities_go_to_the_lower_row() -> None:
     bank = np.tile([[1.0, 0.0]], (9, 1))
     bank[4] = [0.0, 1.0]
