@@ -31,7 +31,7 @@ COMMANDS = [
         ("bench", "io"),
         ("masks",),
     ),
-    *(("masks", "show"), ("masks", "export")),
+    *(("masks", "show"), ("masks", "export"), ("import-run",)),
 ]
 
 
