@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict
 
 from anlage.errors import RecipeError
 from anlage.recipe import load_recipe, merged, recipe_names
+from anlage.training.network_config import Architecture
 from anlage.training.tile_config import TilePretrainConfig
 
 
@@ -155,3 +156,55 @@ def test_contradictions_are_refused() -> None:
 def test_values_out_of_range_are_refused_before_a_run_begins(override: str, said: str) -> None:
     with pytest.raises(RecipeError, match=said):
         load_recipe("tiny", TilePretrainConfig, overrides=[override])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["last_stage.source=512"], "did you mean 'last_stage.source_px'"),
+        (["patch_head.n_prototype=8"], "did you mean 'patch_head.n_prototypes'"),
+        (["objective.gram.stat=0.5"], "did you mean 'objective.gram.start'"),
+        (["model.size=vit-s15"], "vit-s1"),
+        (["accumulate=5"], "accumulate=5 needs to divide batch_size=32"),
+        (["batch_size=1"], "batch_size: "),
+        (["views.source_px=48"], r"views.source_px=48 needs at least views.global_px=64"),
+        (["objective.dino_weight=0", "objective.ibot_weight=0"], "needs to be above 0"),
+        (
+            ["objective.ibot_weight=0", "patch_head={n_prototypes: 8}"],
+            "patch_head needs objective.ibot_weight above 0",
+        ),
+        (["optimizer.kind=stable_adamw"], "clip_norm needs to be null with stable_adamw"),
+        (["optimizer.cooldown=0.1"], "cooldown needs schedule inverse_sqrt or constant"),
+        (["optimizer.schedule=inverse_sqrt", "optimizer.warmup=0"], "warmup needs to be above 0"),
+        (["optimizer.min_lr=1"], "min_lr=1 needs to be at most peak_lr"),
+        (["init={encoder: a, run: b}"], "needs encoder or run; got both"),
+        (["init.freeze_encoder=0.1"], "freeze_encoder needs an encoder or a run"),
+        (["distill={}"], "needs either run"),
+        (["distill={run: a}", "objective.gram={start: 0.5}"], "gram needs self-distillation"),
+        (["watch={patience: 2, keep_best: null}"], "patience needs keep_best"),
+        (
+            ["last_stage={start: 0.9, source_px: 128, global_px: 100, local_px: 32}"],
+            "last_stage.global_px needs a multiple of model.patch_px=8",
+        ),
+        (
+            ["last_stage={start: 0.9, source_px: 64, global_px: 96, local_px: 32}"],
+            "last_stage.source_px=64 needs at least",
+        ),
+    ],
+)
+def test_contradictions_are_refused_before_anything_runs(overrides: list[str], said: str) -> None:
+    with pytest.raises(RecipeError, match=said):
+        load_recipe("tiny", TilePretrainConfig, overrides=overrides)
+
+
+def test_a_size_by_name_fills_in_its_fields_and_is_changed_by_those_beside_it(
+    tmp_path: Path,
+) -> None:
+    text = "extends: tiny\nmodel: {size: vit-s16, n_registers: 2}\n"
+    child = write(tmp_path, "mine", text)
+    tree = load_recipe(child, TilePretrainConfig, overrides=["views.local_px=32"]).model
+    assert (tree.width, tree.depth, tree.n_heads) == (384, 12, 6)  # none of tiny's fields is left
+    assert (tree.n_registers, tree.linear_std) == (2, 0.02)
+    config = Architecture.model_validate({"size": "vit-s16", "n_registers": 2})
+    assert (config.width, config.depth, config.patch_px, config.n_registers) == (384, 12, 16, 2)
+    assert "size" not in config.model_dump()

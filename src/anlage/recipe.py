@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any, TypeGuard, TypeVar
+from typing import Any, TypeGuard, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -16,6 +16,7 @@ from anlage.errors import RecipeError
 Config = TypeVar("Config", bound=BaseModel)
 Tree = dict[str, Any]
 MAX_EXTENDS = 8
+SIZE = "size"  # names a set of fields (model: {size: vit-s16})
 MOST_SHOWN = 100  # characters of a wrong value
 
 
@@ -61,12 +62,16 @@ def merged(below: Tree, above: Tree) -> Tree:
     """``below`` with the leaves of ``above`` in their place.
 
     Sections merge; all else replaces, also a mapping whose keys are numbers (``{0.5: 1.0}``): that
-    is one value, which could otherwise only grow.
+    is one value, which could otherwise only grow. A section that names a ``size`` begins anew, for
+    the fields below it are those of another size.
     """
     result = dict(below)
     for key, value in above.items():
         old = result.get(key)
-        result[key] = merged(old, value) if _is_section(old) and _is_section(value) else value
+        if _is_section(old) and _is_section(value) and SIZE not in value:
+            result[key] = merged(old, value)
+        else:
+            result[key] = value
     return result
 
 
@@ -141,7 +146,7 @@ def _known_keys(config: type[BaseModel], prefix: str = "") -> list[str]:
     keys: list[str] = []
     for name, field in config.model_fields.items():
         keys.append(prefix + name)
-        inner = field.annotation
-        if isinstance(inner, type) and issubclass(inner, BaseModel):
-            keys.extend(_known_keys(inner, f"{prefix}{name}."))
+        for inner in (field.annotation, *get_args(field.annotation)):  # a section, or one of a union
+            if isinstance(inner, type) and issubclass(inner, BaseModel):
+                keys.extend(_known_keys(inner, f"{prefix}{name}."))
     return keys
