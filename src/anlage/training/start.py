@@ -7,9 +7,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from anlage.encoders.starting_weights import starting_weights
+from anlage.encoders.tile_encoder import weights_sha256
 from anlage.errors import CheckpointError
 from anlage.training.checkpoint import load_newest_checkpoint
 from anlage.training.network_config import Architecture, Head
@@ -53,8 +54,14 @@ def start_from(
         state, provenance = networks_of_run(Path(init.run))
         refuse_other_networks(Path(init.run), provenance["config"], config)
         for network, name in zip(networks, ("student", "teacher"), strict=True):
-            network.load_state_dict(state.get(name) or state["teacher"])
-        record["init"] = {"source": init.run, "kind": "run", "step": provenance["step"]}
+            _load(network, state.get(name) or state["teacher"], Path(init.run))
+        weights = nn.ModuleDict({"student": networks[0], "teacher": networks[1]}).state_dict()
+        record["init"] = {
+            "source": init.run,
+            "kind": "run",
+            "step": provenance["step"],
+            "sha256": weights_sha256(weights),
+        }
         return dict(state["centers"])
     return {}
 
@@ -115,5 +122,19 @@ def load_teacher(run_dir: Path) -> tuple[EncoderWithHeads, dict[str, Any]]:
         Head.model_validate(made_with["head"]),
         None if patch_head is None else Head.model_validate(patch_head),
     )
-    network.load_state_dict(state["teacher"])
+    _load(network, state["teacher"], run_dir)
     return network.requires_grad_(requires_grad=False).eval(), provenance
+
+
+def _load(network: nn.Module, weights: Mapping[str, Tensor], run_dir: Path) -> None:
+    """Load weights that fit, and refuse others by the first that does not."""
+    wanted = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
+    found = {name: tuple(tensor.shape) for name, tensor in weights.items()}
+    odd = sorted(n for n in wanted.keys() | found.keys() if wanted.get(n) != found.get(n))
+    if odd:
+        msg = (
+            f"needs {odd[0]} of shape {wanted.get(odd[0])}; got {found.get(odd[0])}. A run that "
+            "was distilled from an encoder alone has no heads with prototypes: name its encoder."
+        )
+        raise CheckpointError(run_dir, msg)
+    network.load_state_dict(weights)
