@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from anlage.encoders.folder import load_encoder
-from anlage.errors import CheckpointError
+from anlage.encoders.tile_encoder import weights_sha256
+from anlage.errors import CheckpointError, EncoderError
 from anlage.models.vit import VisionTransformer
 from anlage.objectives.feature_distance import feature_distance, match_grid
 from anlage.training.lesson import GLOBAL_VIEWS, Part
@@ -70,7 +71,7 @@ def guide_of(config: TilePretrainConfig) -> Guide | None:
 
     Raises:
         CheckpointError: If the run named has no checkpoint, or other prototypes than the recipe.
-        EncoderError: If the encoder named cannot be read.
+        EncoderError: If the encoder named cannot be read, or the views are no whole patches of its.
     """
     named = config.distill
     if named is None:
@@ -79,12 +80,18 @@ def guide_of(config: TilePretrainConfig) -> Guide | None:
         network, provenance = load_teacher(Path(named.run))
         _refuse_other_prototypes(Path(named.run), network, config)
         made_with = provenance["config"]
-        source = {"source": named.run, "kind": "run", "step": provenance["step"]}
+        source = {
+            "source": named.run,
+            "kind": "run",
+            "step": provenance["step"],
+            "sha256": weights_sha256(network.state_dict()),
+        }
         mean, std = (_channels(made_with.get(k, getattr(config, k))) for k in ("mean", "std"))
         return Guide(network.encoder, network, mean, std, source)
     assert named.encoder is not None, "checked by the recipe"
     opened = load_encoder(named.encoder)
     model = opened.model.requires_grad_(requires_grad=False).eval()
+    _refuse_broken_patches(named.encoder, model, config)
     source = {"source": named.encoder, "kind": "encoder", "sha256": opened.fingerprint}
     return Guide(model, None, _channels(opened.config.mean), _channels(opened.config.std), source)
 
@@ -144,6 +151,20 @@ def learn_features(
     return StepLoss(torch.stack(list(sums.values())).sum(), sums, torch.cat(per_tile))
 
 
+def _refuse_broken_patches(
+    source: str, teacher: VisionTransformer, config: TilePretrainConfig
+) -> None:
+    """The teacher takes the student's views, so they are whole patches of its own too."""
+    for stage in (config, config.of_last_stage):
+        edge_px = stage.views.global_px
+        if edge_px % teacher.patch_px:
+            msg = (
+                f"has patches of {teacher.patch_px} px, which do not fill global views of "
+                f"{edge_px} px. Choose a multiple of both patch sizes for global_px."
+            )
+            raise EncoderError(source, msg)
+
+
 def _refuse_other_prototypes(
     run_dir: Path, teacher: EncoderWithHeads, config: TilePretrainConfig
 ) -> None:
@@ -158,6 +179,8 @@ def _refuse_other_prototypes(
         "head": (teacher.head, config.head),
         "patch_head": (teacher.head_of_patches, config.patch_head or config.head),
     }
+    if not config.objective.uses_patches:
+        del pairs["patch_head"]
     for name, (theirs, ours) in pairs.items():
         if len(theirs.last_layer.weight_v) != ours.n_prototypes:
             msg = (
@@ -165,7 +188,8 @@ def _refuse_other_prototypes(
                 f"{name} has {ours.n_prototypes}. Give the student as many as its teacher."
             )
             raise CheckpointError(run_dir, msg)
-    if (teacher.patch_head is None) != (config.patch_head is None):
+    is_tied = config.patch_head is None
+    if config.objective.uses_patches and (teacher.patch_head is None) != is_tied:
         msg = "has tied heads and the recipe untied ones, or the reverse. Set patch_head alike."
         raise CheckpointError(run_dir, msg)
 

@@ -110,8 +110,8 @@ def fresh_training(
         CheckpointError: If the run named has other networks.
     """
     with torch.random.fork_rng(devices=[]):
+        guide = guide_of(config)  # before the seed: the student does not depend on its teacher
         torch.manual_seed(config.seed)
-        guide = guide_of(config)
         student: EncoderWithHeads | Pupil = (
             Pupil(config.model, target_width=guide.width)
             if guide is not None and guide.has_no_heads
