@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Any, Literal, Self, TypeVar
 
-from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import (
+    BaseModel,
+    Field,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    model_validator,
+)
 
 from anlage.tiles.augment.spec import MultiCropSpec
 from anlage.training.network_config import Architecture, Head
@@ -63,8 +70,8 @@ class Distillation(Section):
     Attributes:
         run: Run folder of the teacher: the student learns what its heads say of CLS and patches,
             on views that are not masked.
-        encoder: The teacher as an encoder alone, named as in ``init.encoder``: the student learns
-            to predict its CLS and patch embeddings, through one linear layer.
+        encoder: Folder of the teacher as an encoder alone: the student learns to predict its CLS
+            and patch embeddings, through one linear layer.
     """
 
     run: str | None = None
@@ -195,18 +202,19 @@ class TilePretrainConfig(Section):
 
     @property
     def of_last_stage(self) -> Self:
-        """The run as it is in its last stage: tiles, views and resolutions of then."""
+        """The run as it is in its last stage: tiles, views and resolutions of then.
+
+        The encoder is for the same tiles as without that stage.
+        """
         stage = self.last_stage
         if stage is None:
             return self
         sizes = {"source_px": stage.source_px, "global_px": stage.global_px}
-        views = MultiCropSpec.model_validate(
-            {**self.views.model_dump(), **sizes, "local_px": stage.local_px}
-        )
-        tiles = self.tiles.model_copy(
-            update={"magnifications": _times(self.tiles.magnifications, stage.mpp_factor)}
-        )
-        return self.model_copy(update={"views": views, "tiles": tiles})
+        views = _in_last_stage(self.views, **sizes, local_px=stage.local_px)
+        magnifications = _times(self.tiles.magnifications, stage.mpp_factor)
+        tiles = _in_last_stage(self.tiles, magnifications=magnifications)
+        use = self.encoder.model_copy(update={"tile_px": self.tile_px, "mpp": self.mpp})
+        return self.model_copy(update={"views": views, "tiles": tiles, "encoder": use})
 
     @model_validator(mode="after")
     def _parts_fit(self) -> Self:
@@ -262,6 +270,19 @@ class TilePretrainConfig(Section):
             msg = "objective.gram needs self-distillation; a frozen teacher does not drift"
             raise ValueError(msg)
         return self
+
+
+Part = TypeVar("Part", bound=BaseModel)
+
+
+def _in_last_stage(part: Part, **changed: Any) -> Part:  # noqa: ANN401 - fields of the part
+    """A part of the recipe with other values, refused where they do not fit the others."""
+    try:
+        return type(part).model_validate({**part.model_dump(), **changed})
+    except ValidationError as error:
+        told = "; ".join(found["msg"].removeprefix("Value error, ") for found in error.errors())
+        msg = f"last_stage: {told}"
+        raise ValueError(msg) from error
 
 
 def _times(
