@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from anlage.encoders.tile_encoder import EncoderConfig
+from anlage.errors import LabelledDataError, TrainingError
 from anlage.tiles.stream import TileBatch
 from anlage.training.best import BestEncoder
 from anlage.training.log import MetricsLog
@@ -27,7 +28,8 @@ class RunWatch:
         tiles: Labelled tiles; None for none.
 
     Raises:
-        LabelledDataError: If the tiles cannot be split for the probes.
+        LabelledDataError: If the tiles cannot be split for the probes, or are no whole patches.
+        TrainingError: If the recipe's patience waits for a probe and there is no labelled tile.
     """
 
     def __init__(self, training: Training, tiles: WatchedTiles | None) -> None:
@@ -38,8 +40,15 @@ class RunWatch:
         )
         self._picture: Path | None = None
         self._best: BestEncoder | None = None
+        if self._settings.patience is not None and (tiles is None or self._settings.every is None):
+            msg = (
+                f"watch.patience={self._settings.patience} needs labelled tiles and watch.every; "
+                "nothing would ever end this run. Give both, or set watch.patience=null."
+            )
+            raise TrainingError(training.run_dir, msg)
         if tiles is None or self._settings.every is None:
             return
+        _refuse_broken_patches(tiles, patch_px=training.config.model.patch_px)
         watched_splits(tiles, neighbours=self._settings.neighbours)
         if self._settings.keep_best is not None:
             self._best = BestEncoder(
@@ -97,3 +106,13 @@ class RunWatch:
         if self._picture is not None:
             log.image(step, "watch", self._picture)
             self._picture = None
+
+
+def _refuse_broken_patches(tiles: WatchedTiles, *, patch_px: int) -> None:
+    edge_px = tiles.pixels_N3SS.shape[-1]
+    if edge_px % patch_px:
+        msg = (
+            f"needs tiles of whole patches of {patch_px} px; got tiles of {edge_px} px. Read them "
+            "at the encoder's tile_px."
+        )
+        raise LabelledDataError(tiles.path, msg)
