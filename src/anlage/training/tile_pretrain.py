@@ -5,11 +5,13 @@ from __future__ import annotations
 import errno
 import logging
 import shutil
-from collections.abc import Generator, Mapping, Sequence
-from contextlib import closing
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from safetensors import SafetensorError
 
 from anlage.encoders.folder import EncoderConfig, save_encoder
 from anlage.encoders.tile_encoder import torch_device
@@ -33,13 +35,19 @@ from anlage.training.run_record import (
 from anlage.training.run_watch import RunWatch
 from anlage.training.stopping import stop_on_signals
 from anlage.training.tile_config import TilePretrainConfig
-from anlage.training.tile_feed import FeedMeter, tile_stream
+from anlage.training.tile_feed import FeedMeter, tile_sampler, tile_stream
 from anlage.training.trackers import refuse_missing_trackers
 from anlage.training.train_step import train_step
 from anlage.training.training_state import Training, fresh_training
 from anlage.training.watched_tiles import WatchedTiles
 
 LOGGER = logging.getLogger(__name__)
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+SOURCES = {
+    "init": "weights to start from",
+    "distilled_from": "teacher",
+    "watched": "watched tiles",
+}
 
 
 @dataclass(frozen=True)
@@ -96,8 +104,8 @@ def pretrain_tiles(
         DeviceError: If there is no such device here.
         CatalogueError: If no slide is left after the choice of split.
         CheckpointError: If ``run_dir`` has a run and ``resume`` is false, the run was made by
-            another configuration or catalogue, or another process is training in it; or the run
-            that ``init`` or ``distill`` names has other networks.
+            another configuration, catalogue, teacher or watched tiles, or another process is
+            training in it; or the run that ``init`` or ``distill`` names has other networks.
         EncoderError: If the encoder that ``init`` or ``distill`` names does not fit.
         LabelledDataError: If the watched tiles cannot be probed.
         TrainingError: If a loss is not finite (before any weight changes), tiles cannot be read, or
@@ -115,31 +123,49 @@ def pretrain_tiles(
         training = fresh_training(
             config, run_dir, record, device=place, is_restored=newest is not None
         )
-        _claim(run_dir, record, resume=resume)
+        if watched is not None:
+            record["watched"] = {"source": str(watched.path), "sha256": watched.fingerprint}
         if newest is not None:
             _go_on(training, newest)
         watch = RunWatch(training, watched)
-        if training.step < config.steps and not watch.is_over:
+        is_over = training.step >= config.steps or watch.is_over
+        if not is_over:
             _refuse_full_disk(training)
-            _train(training, slides, watch, threads=threads, trackers=trackers)
-        else:
-            _save_encoder(training)
-    finished = training.step >= config.steps or watch.is_over
+        _claim(run_dir, record, resume=resume)
+        with _full_disk_told(training):
+            if is_over:
+                _save_encoder(training)
+            else:
+                training.record = resumed_record(training.record, record, step=training.step)
+                _train(training, slides, watch, threads=threads, trackers=trackers)
+    finished = training.step >= config.steps
     return PretrainResult(
-        run_dir, run_dir / "encoder", training.step, finished, ended_early=watch.is_over
+        run_dir,
+        run_dir / "encoder",
+        training.step,
+        finished or watch.is_over,
+        ended_early=watch.is_over and not finished,
     )
 
 
 def _go_on(training: Training, newest: tuple[int, dict[str, Any], dict[str, Any]]) -> None:
     """Take over the newest checkpoint."""
-    config, run_dir, record = training.config, training.run_dir, training.record
     step, state, provenance = newest
-    compare_records(run_dir, old=provenance, new=record)
+    _refuse_another_run(training.run_dir, old=provenance, new=training.record)
     training.restore(step, state)
     training.record = provenance
-    if step < config.steps:
-        training.record = resumed_record(provenance, record, step=step)
-    LOGGER.info("resuming %s after step %d of %d", run_dir, step, config.steps)
+    LOGGER.info("resuming %s after step %d of %d", training.run_dir, step, training.config.steps)
+
+
+def _refuse_another_run(run_dir: Path, *, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
+    """Refuse to resume with another recipe, or with other slides, weights or tiles than before."""
+    compare_records(run_dir, old=old, new=new)
+    for name, what in SOURCES.items():
+        before, now = (record.get(name, {}).get("sha256") for record in (old, new))
+        is_done_with = name == "init" and now is None  # a checkpoint takes the place of its weights
+        if before != now and not is_done_with:
+            msg = f"needs the {what} it began with; their sha256 was {before}, is now {now}. "
+            raise CheckpointError(run_dir, f"{msg}Restore them, or start a new run folder.")
 
 
 def _train(
@@ -170,7 +196,9 @@ def _train(
                 _save(training)
             progress.advance(note=f"loss {metrics['loss']:.3f}")
             if stop or watch.is_over:
-                told = "stopped after step %d; resume to go on" if stop else "%d: no better since"
+                told = "stopped after step %d; resume to go on"
+                if watch.is_over:
+                    told = "ended after step %d: the probe that is watched got no better"
                 LOGGER.warning(told, training.step)
                 break
 
@@ -181,6 +209,8 @@ def _batches(
     """The batches of the steps that are left, of the last stage in its own size at its time."""
     config, run_dir = training.config, training.run_dir
     turn = config.first_step_of_last_stage
+    if training.step < turn < config.steps:
+        tile_sampler(config.of_last_stage, slides)  # refuses now what it would refuse at the turn
     for stage, last in ((config, turn), (config.of_last_stage, config.steps)):
         if training.step >= last:
             continue
@@ -209,7 +239,7 @@ def _claim(run_dir: Path, record: Mapping[str, Any], *, resume: bool) -> None:
         refuse_existing_run(run_dir)
     old = read_record(run_dir)
     if old is not None and has_begun(run_dir):
-        compare_records(run_dir, old=old, new=record)
+        _refuse_another_run(run_dir, old=old, new=record)
         return
     if old is not None and old != record:
         LOGGER.warning("%s did no step; its run.json is replaced by this run's", run_dir)
@@ -218,22 +248,29 @@ def _claim(run_dir: Path, record: Mapping[str, Any], *, resume: bool) -> None:
 
 
 def _save(training: Training) -> None:
-    """Write a checkpoint, and the teacher as an encoder folder beside it.
+    """Write a checkpoint, and the teacher as an encoder folder beside it."""
+    save_checkpoint(
+        training.run_dir / "checkpoints",
+        training.state(),
+        step=training.step,
+        provenance=training.record,
+        keep=training.config.keep_checkpoints,
+    )
+    _save_encoder(training)
+
+
+@contextmanager
+def _full_disk_told(training: Training) -> Iterator[None]:
+    """Say in our words that the disk is full, whatever was being written.
 
     Raises:
-        TrainingError: If the disk is full; the checkpoints before it are untouched.
+        TrainingError: If it is; the checkpoints written before are untouched.
     """
     try:
-        save_checkpoint(
-            training.run_dir / "checkpoints",
-            training.state(),
-            step=training.step,
-            provenance=training.record,
-            keep=training.config.keep_checkpoints,
-        )
-        _save_encoder(training)
-    except OSError as error:
-        if error.errno not in {errno.ENOSPC, errno.EDQUOT}:
+        yield
+    except (OSError, SafetensorError) as error:
+        is_full = any(f"os error {code})" in str(error) for code in FULL)  # safetensors' own words
+        if not is_full and getattr(error, "errno", None) not in FULL:
             raise
         raise TrainingError(
             training.run_dir,
@@ -243,18 +280,23 @@ def _save(training: Training) -> None:
 
 
 def _refuse_full_disk(training: Training) -> None:
-    """Refuse to begin where the checkpoints that are kept at a time, and one more, do not fit."""
+    """Refuse to begin where the checkpoints that are kept at a time, and one more, do not fit.
+
+    Those that are there already make room for new ones.
+    """
     networks = (training.student, training.teacher)
     n_bytes = [p.nbytes for network in networks for p in network.parameters()]
     moments = 2 * sum(p.nbytes for p in training.student.parameters())
-    needed = (sum(n_bytes) + moments) * (training.config.keep_checkpoints + 1)
+    one = sum(n_bytes) + moments
+    there = sum(file.stat().st_size for file in training.run_dir.glob("checkpoints/step-*.pt"))
+    needed = max(one, one * (training.config.keep_checkpoints + 1) - there)
     free = shutil.disk_usage(training.run_dir).free
     if free < needed:
         raise TrainingError(
             training.run_dir,
-            f"needs {needed / 2**20:,.0f} MiB for {training.config.keep_checkpoints + 1} "
-            f"checkpoints; the disk has {free / 2**20:,.0f} MiB. Free some, or lower "
-            "keep_checkpoints.",
+            f"needs {needed / 2**20:,.1f} MiB of the disk to keep "
+            f"{training.config.keep_checkpoints} checkpoints and write one more; it has "
+            f"{free / 2**20:,.1f} MiB. Free some, or lower keep_checkpoints.",
         )
 
 
