@@ -225,8 +225,10 @@ def _stop(
     finding = first_non_finite(
         {"student": training.student, "teacher": training.teacher},
         again,
-        inputs={"global views": parts[0].global_crops, "local views": parts[0].local_crops},
-        tiles_of_rows=packed_tiles(_shapes(training, parts[0]), parts[0].n_tiles),
+        inputs=_inputs(parts),
+        tiles_of_rows=packed_tiles(_shapes(training, parts[0]), parts[0].n_tiles)
+        if len(parts) == 1
+        else None,  # rows count from the first tile of a part, and it is not told which
     )
     saved = save_replay(
         training.run_dir,
@@ -242,6 +244,15 @@ def _stop(
         f"Tiles: {_tile_names(batch, guilty or None)}. {saved}. Look at these tiles, lower "
         "optimizer.peak_lr, or use precision=fp32; --resume goes on from the last checkpoint.",
     )
+
+
+def _inputs(parts: Sequence[Part]) -> dict[str, torch.Tensor]:
+    """What a step was given, by name; with more parts than one, by the first tile of each."""
+    named = {}
+    for part in parts:
+        of = f" of tiles {part.tiles.start} to {part.tiles.stop - 1}" if len(parts) > 1 else ""
+        named |= {f"global views{of}": part.global_crops, f"local views{of}": part.local_crops}
+    return named
 
 
 def _shapes(training: Training, part: Part) -> list[SequenceShape]:
