@@ -1,0 +1,88 @@
+"""Runs that are watched, stopped and compared: the same weights and metrics, bit by bit."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from anlage.tiles.stream import TileBatch
+from anlage.training import tile_pretrain
+from anlage.training.checkpoint import load_newest_checkpoint
+from anlage.training.log import read_metrics
+from anlage.training.training_state import Training
+
+TIMING = {"tiles_per_s", "data_wait_share"}
+Seen = Callable[[Training, TileBatch], None]
+
+
+def tensors_of(run: Path) -> dict[str, torch.Tensor]:
+    """Every tensor of the newest checkpoint, flattened to its dotted name."""
+    loaded = load_newest_checkpoint(run / "checkpoints")
+    assert loaded is not None
+    flat: dict[str, torch.Tensor] = {}
+
+    def walk(prefix: str, value: Any) -> None:
+        if isinstance(value, torch.Tensor):
+            flat[prefix] = value
+        elif isinstance(value, dict):
+            for key, inner in value.items():
+                walk(f"{prefix}{key}.", inner)
+
+    walk("", loaded[1])
+    return {name.rstrip("."): tensor for name, tensor in flat.items()}
+
+
+def metrics_of(run: Path) -> list[dict[str, float]]:
+    """The rows of a run without what a clock says."""
+    rows = read_metrics(run / "metrics.jsonl")
+    return [{name: v for name, v in row.items() if name not in TIMING} for row in rows]
+
+
+def assert_same_run(one: Path, other: Path) -> None:
+    """The same tensors in the newest checkpoint, bit by bit, and the same metrics."""
+    mine, theirs = tensors_of(one), tensors_of(other)
+    assert mine.keys() == theirs.keys()
+    assert len(mine) > 50
+    for name, tensor in mine.items():
+        assert torch.equal(tensor, theirs[name]), name
+    assert metrics_of(one) == metrics_of(other)
+
+
+def before_steps(patch: pytest.MonkeyPatch, act: Seen) -> None:
+    """Call ``act`` before each step of the runs that follow, while ``patch`` lasts."""
+    step = tile_pretrain.train_step
+
+    def acted(training: Training, batch: TileBatch) -> dict[str, float]:
+        act(training, batch)
+        return step(training, batch)
+
+    patch.setattr(tile_pretrain, "train_step", acted)
+
+
+@contextmanager
+def stopped_after(steps: int) -> Iterator[None]:
+    """A real SIGINT arrives in the step that is this one."""
+
+    def interrupt(training: Training, _: TileBatch) -> None:
+        if training.step == steps - 1:
+            signal.raise_signal(signal.SIGINT)
+
+    with pytest.MonkeyPatch.context() as patch:
+        before_steps(patch, interrupt)
+        yield
+
+
+def run_in_two(
+    pretrain: Callable[..., tile_pretrain.PretrainResult], run: Path, *, stop: int
+) -> None:
+    """Stop a run with a signal after some steps, and go on to its end."""
+    with stopped_after(stop):
+        stopped = pretrain(run)
+    assert (stopped.steps, stopped.is_finished) == (stop, False)
+    assert pretrain(run, resume=True).is_finished
