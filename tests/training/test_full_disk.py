@@ -1,0 +1,134 @@
+"""A disk that fills up during a run: a clean stop, nothing lost, and it goes on with more room."""
+
+from __future__ import annotations
+
+import contextlib
+import resource
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from same_run import assert_same_run, before_steps, stopped_after
+
+from anlage.encoders.folder import load_encoder
+from anlage.errors import TrainingError
+from anlage.slides.catalogue import Catalogue
+from anlage.training.checkpoint import load_newest_checkpoint
+from anlage.training.tile_pretrain import pretrain_tiles
+from micro_recipe import micro_config
+
+RECIPE = ("steps=6", "checkpoint_every=2", "keep_checkpoints=3", "optimizer.warmup=0")
+KIB = 1024
+
+
+@pytest.fixture(scope="module")
+def straight(catalogue: Catalogue, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = tmp_path_factory.mktemp("straight") / "run"
+    assert pretrain_tiles(micro_config(*RECIPE), catalogue, run, device="cpu").is_finished
+    return run
+
+
+@contextlib.contextmanager
+def small_disk(folder: Path, *, size_kib: int) -> Iterator[Path]:
+    """A file system of its own in memory."""
+    folder.mkdir()
+    make = ["mount", "-t", "tmpfs", "-o", f"size={size_kib}k", "tmpfs", str(folder)]
+    try:
+        made = subprocess.run(make, capture_output=True, check=False)
+    except FileNotFoundError:
+        pytest.skip("cannot mount a small disk")
+    if made.returncode:
+        pytest.skip("cannot mount a small disk")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)
+
+
+def fill(disk: Path, *, leave: int) -> None:
+    """Leave that many bytes."""
+    n_bytes = shutil.disk_usage(disk).free - leave
+    (disk / "ballast").write_bytes(bytes(n_bytes))
+
+
+def newest_step(run: Path) -> int:
+    newest = load_newest_checkpoint(run / "checkpoints")
+    assert newest is not None
+    return newest[0]
+
+
+@pytest.mark.parametrize("place", ["metrics", "checkpoint", "encoder"])
+def test_a_full_disk_stops_the_run_cleanly_and_it_goes_on_with_more_room(
+    straight: Path,
+    catalogue: Catalogue,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    place: str,
+) -> None:
+    """It fills up before step 3: no room for a line, for the next checkpoint, or for what follows."""
+    one = (straight / "checkpoints" / "step-00000006.pt").stat().st_size
+    description = (straight / "checkpoints" / "step-00000006.json").stat().st_size
+    room = {"metrics": 0, "checkpoint": one // 2, "encoder": one + description + 40 * KIB}
+    config = micro_config(*RECIPE)
+    with small_disk(tmp_path / "disk", size_kib=16 * KIB) as disk:
+        run = disk / "run"
+        with monkeypatch.context() as patch:
+
+            def fill_up(training, _) -> None:
+                if training.step == 3:
+                    fill(disk, leave=room[place])
+
+            before_steps(patch, fill_up)
+            with pytest.raises(TrainingError, match="the disk is full after step [34]; .*--resume"):
+                pretrain_tiles(config, catalogue, run, device="cpu")
+        assert newest_step(run) == (4 if place == "encoder" else 2)
+        assert load_encoder(run / "encoder").config.provenance["step"] == 2
+        assert not list(run.rglob("*.part"))
+        (disk / "ballast").unlink()
+        assert pretrain_tiles(config, catalogue, run, resume=True, device="cpu").is_finished
+        assert_same_run(straight, run)
+        assert load_encoder(run / "encoder").config.provenance["step"] == 6
+
+
+def test_a_limit_on_files_stops_the_run_as_a_full_disk_does(
+    straight: Path, catalogue: Catalogue, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same where no small disk can be made: writing fails in the same places."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    one = (straight / "checkpoints" / "step-00000006.pt").stat().st_size
+    run, config = tmp_path / "run", micro_config(*RECIPE)
+
+    def limit(training, _) -> None:
+        if training.step == 3:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (one // 2, before[1]))
+
+    with monkeypatch.context() as patch:
+        before_steps(patch, limit)
+        try:
+            with pytest.raises(TrainingError, match="the disk is full after step 4"):
+                pretrain_tiles(config, catalogue, run, device="cpu")
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert newest_step(run) == 2
+    assert pretrain_tiles(config, catalogue, run, resume=True, device="cpu").is_finished
+    assert_same_run(straight, run)
+
+
+def test_too_little_room_is_refused_before_the_first_step(
+    straight: Path, catalogue: Catalogue, tmp_path: Path
+) -> None:
+    one = (straight / "checkpoints" / "step-00000006.pt").stat().st_size
+    with small_disk(tmp_path / "disk", size_kib=16 * KIB) as disk:
+        run, config = disk / "run", micro_config(*RECIPE)
+        fill(disk, leave=3 * one)
+        with pytest.raises(TrainingError, match="to keep 3 checkpoints and write one more"):
+            pretrain_tiles(config, catalogue, run, device="cpu")
+        assert [path.name for path in run.iterdir()] == [".lock"]
+        (disk / "ballast").unlink()
+        with stopped_after(5):
+            pretrain_tiles(config, catalogue, run, device="cpu")
+        fill(disk, leave=2 * one)  # three lie there already; one more has to fit beside them
+        assert pretrain_tiles(config, catalogue, run, resume=True, device="cpu").is_finished
+        assert_same_run(straight, run)
