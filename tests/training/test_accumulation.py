@@ -88,8 +88,8 @@ def test_a_fault_in_a_later_part_is_told_of_its_own_tiles(
         return made
 
     monkeypatch.setattr(train_step, "views", poisoned)
+    config = micro_config("steps=2", "accumulate=2")
     with pytest.raises(TrainingError, match="not finite at step 1") as error:
-        config = micro_config("steps=2", "accumulate=2")
         pretrain_tiles(config, catalogue, tmp_path / "run", device="cpu")
     message = str(error.value)
     assert "First: local views of tiles 2 to 3: " in message

@@ -67,7 +67,7 @@ def test_a_full_disk_stops_the_run_cleanly_and_it_goes_on_with_more_room(
     monkeypatch: pytest.MonkeyPatch,
     place: str,
 ) -> None:
-    """It fills up before step 3: no room for a line, for the next checkpoint, or for what follows."""
+    """It fills up before step 3: no room for a line, for a checkpoint, or for its encoder."""
     one = (straight / "checkpoints" / "step-00000006.pt").stat().st_size
     description = (straight / "checkpoints" / "step-00000006.json").stat().st_size
     room = {"metrics": 0, "checkpoint": one // 2, "encoder": one + description + 40 * KIB}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 from pathlib import Path
@@ -161,7 +162,7 @@ def test_a_frozen_encoder_keeps_its_bits_until_its_share_is_over(
     )
     pretrain_tiles(config, catalogue, tmp_path / "run", device="cpu")
     assert is_as_begun == [[True, True]] * 3 + [[False, False]]
-    for now, later in zip(heads, heads[1:], strict=False):
+    for now, later in itertools.pairwise(heads):
         assert not torch.equal(now[0], later[0])
         assert not torch.equal(now[1], later[1])
 
