@@ -247,8 +247,8 @@ def _stop(
 
 
 def _inputs(parts: Sequence[Part]) -> dict[str, torch.Tensor]:
-    """What a step was given, by name; with more parts than one, by the first tile of each."""
-    named = {}
+    """What a step was given, by name, and by its tiles where it is taken in parts."""
+    named: dict[str, torch.Tensor] = {}
     for part in parts:
         of = f" of tiles {part.tiles.start} to {part.tiles.stop - 1}" if len(parts) > 1 else ""
         named |= {f"global views{of}": part.global_crops, f"local views{of}": part.local_crops}
