@@ -228,6 +228,14 @@ def test_highres_reads_the_same_field_at_half_the_mpp() -> None:
         assert getattr(before, part) == getattr(after, part)
 
 
+@pytest.mark.parametrize(
+    ("name", "share"),
+    [("virchow2", 0.4), ("virchow2g", 0.4), ("midnight-highres", 0.4), ("gigapath-tile", 0.3)],
+)
+def test_large_networks_skip_branches(name: str, share: float) -> None:
+    assert config_of(name).model.stochastic_depth == share  # a size named anew forgets it
+
+
 def test_minis_heads_are_its_teachers() -> None:
     teacher, mini = config_of("virchow2g"), config_of("virchow2g-mini")
     assert (mini.head, mini.patch_head) == (teacher.head, teacher.patch_head)
