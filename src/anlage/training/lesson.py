@@ -69,7 +69,7 @@ class Part:
     @property
     def n_tiles(self) -> int:
         """Tiles of this part, b."""
-        return self.tiles.stop - self.tiles.start
+        return int(self.tiles.stop - self.tiles.start)
 
     @property
     def n_masked(self) -> int:
