@@ -32,17 +32,52 @@ def test_workers_run_at_once_and_share_out_torchs_threads(four_threads, n_worker
     assert in_threads(threads_inside, range(n_workers), n_workers=n_workers) == [share] * n_workers
 
 
+def threads_of_a_later_thread() -> int:
+    found = []
+    later = threading.Thread(target=lambda: found.append(torch.get_num_threads()))
+    later.start()
+    later.join()
+    return found[0]
+
+
 def test_the_callers_threads_are_as_they_were(four_threads) -> None:
     def fail(piece: int) -> None:
         raise OSError(piece)
 
     with pytest.raises(OSError, match="0"):
         in_threads(fail, range(6), n_workers=2)
-    found = [torch.get_num_threads()]
-    later = threading.Thread(target=lambda: found.append(torch.get_num_threads()))
-    later.start()
-    later.join()
-    assert found == [4, 4]
+    assert torch.get_num_threads() == 4
+    assert threads_of_a_later_thread() == 4
+
+
+@pytest.mark.parametrize("ends_first", ["first", "second"])
+def test_threads_are_as_they_were_after_callers_that_overlap(four_threads, ends_first) -> None:
+    """The second caller is a new thread, which begins with what the first one's workers have."""
+    ended = {"first": threading.Event(), "second": threading.Event()}
+    first_is_in, second_is_in = threading.Event(), threading.Event()
+    last = "second" if ends_first == "first" else "first"
+    found: dict[str, int] = {}
+
+    def call(name: str, is_in: threading.Event) -> None:
+        def work(_: int) -> None:
+            is_in.set()
+            second_is_in.wait(timeout=20)
+            if name == last:
+                ended[ends_first].wait(timeout=20)
+
+        in_threads(work, range(4), n_workers=4)
+        found[name] = torch.get_num_threads()
+        ended[name].set()
+
+    callers = [threading.Thread(target=call, args=("first", first_is_in))]
+    callers[0].start()
+    assert first_is_in.wait(timeout=20)
+    callers.append(threading.Thread(target=call, args=("second", second_is_in)))
+    callers[1].start()
+    for caller in callers:
+        caller.join()
+    assert found == {"first": 4, "second": 4}
+    assert threads_of_a_later_thread() == 4
 
 
 @pytest.mark.parametrize("n_workers", [1, 2])

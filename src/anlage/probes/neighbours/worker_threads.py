@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import TypeVar
 
 import torch
 
 Piece = TypeVar("Piece")
 Result = TypeVar("Result")
+
+_LOCK = threading.Lock()
+_FOUND: list[int] = []  # torch's threads as the first caller found them, once for each one inside
 
 
 def in_threads(
@@ -29,7 +34,7 @@ def in_threads(
     Returns:
         A result for each piece. An exception of ``work`` is raised, and pieces left are dropped.
     """
-    n_threads, n_workers = torch.get_num_threads(), min(n_workers, len(pieces))
+    n_workers = min(n_workers, len(pieces))
     if n_workers < 2:
         with torch.no_grad():
             return [work(piece) for piece in pieces]
@@ -39,9 +44,25 @@ def in_threads(
         with torch.inference_mode(is_inference), torch.no_grad():
             return work(piece)
 
-    share = max(1, n_threads // n_workers)
-    try:
+    with _threads_kept() as n_threads:
+        share = max(1, n_threads // n_workers)
         with ThreadPoolExecutor(n_workers, "neighbours", torch.set_num_threads, (share,)) as pool:
             return list(pool.map(work_alone, pieces))
+
+
+@contextmanager
+def _threads_kept() -> Iterator[int]:
+    """How many threads torch has; put back for this thread, and for those that begin later.
+
+    A caller that comes while another is inside may see what the other's workers were given; it
+    goes by what the first one found.
+    """
+    with _LOCK:
+        n_threads = _FOUND[0] if _FOUND else torch.get_num_threads()
+        _FOUND.append(n_threads)
+    try:
+        yield n_threads
     finally:
-        torch.set_num_threads(n_threads)  # a thread's own, but also what later threads begin with
+        with _LOCK:
+            _FOUND.pop()
+            torch.set_num_threads(n_threads)
