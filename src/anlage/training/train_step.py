@@ -21,7 +21,7 @@ from anlage.tiles.masking import block_masks
 from anlage.tiles.stream import TileBatch
 from anlage.training.distill import Guide, learn_features
 from anlage.training.ema import update_teacher
-from anlage.training.forensics import first_non_finite, packed_tiles
+from anlage.training.forensics import Finding, first_non_finite, packed_tiles
 from anlage.training.lesson import GLOBAL_VIEWS, Lesson, MaskedPatches, Part, teach
 from anlage.training.networks import EncoderWithHeads, Pupil
 from anlage.training.optimizer import clip_gradients, set_rates
@@ -219,22 +219,17 @@ def _stop(
     if not torch.isfinite(loss.total):
         what = "the loss is not finite"
 
-    def again() -> None:
-        run_passes(training, parts)
-
-    finding = first_non_finite(
-        {"student": training.student, "teacher": training.teacher},
-        again,
-        inputs=_inputs(parts),
-        tiles_of_rows=packed_tiles(_shapes(training, parts[0]), parts[0].n_tiles)
-        if len(parts) == 1
-        else None,  # rows count from the first tile of a part, and it is not told which
-    )
+    finding = _first_fault(training, parts)
     saved = save_replay(
         training.run_dir,
         step=training.step,
         tensors={"pixels": batch.pixels, "g": torch.as_tensor(batch.g)},
-        facts={"terms": loss.terms, "per_tile": loss.per_tile_B, "finding": finding},
+        facts={
+            "terms": loss.terms,
+            "per_tile": loss.per_tile_B,
+            "finding": finding,
+            "tiles": batch.requests,
+        },
         state=training.state(),
     )
     first = "" if finding is None else f" First: {finding}."
@@ -244,6 +239,26 @@ def _stop(
         f"Tiles: {_tile_names(batch, guilty or None)}. {saved}. Look at these tiles, lower "
         "optimizer.peak_lr, or use precision=fp32; --resume goes on from the last checkpoint.",
     )
+
+
+def _first_fault(training: Training, parts: Sequence[Part]) -> Finding | None:
+    """What was not finite first; None too where the step cannot be run once more."""
+
+    def again() -> None:
+        run_passes(training, parts)
+
+    try:
+        return first_non_finite(
+            {"student": training.student, "teacher": training.teacher},
+            again,
+            inputs=_inputs(parts),
+            tiles_of_rows=packed_tiles(_shapes(training, parts[0]), parts[0].n_tiles)
+            if len(parts) == 1
+            else None,  # rows count from the first tile of a part, and it is not told which
+        )
+    except Exception as error:  # noqa: BLE001 - no memory, say: must not hide what led here
+        LOGGER.warning("what was not finite first could not be found: %s", error)
+        return None
 
 
 def _inputs(parts: Sequence[Part]) -> dict[str, torch.Tensor]:

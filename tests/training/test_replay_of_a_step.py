@@ -1,0 +1,105 @@
+"""A step that went wrong in a run goes wrong again, from what the run left on disk alone."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from same_run import before_steps
+
+from anlage.errors import TrainingError
+from anlage.slides.catalogue import Catalogue
+from anlage.tiles.sampling import TileRequest, TileWindow
+from anlage.tiles.stream import TileBatch
+from anlage.training import train_step
+from anlage.training.replay import Replay, load_replay
+from anlage.training.tile_config import TilePretrainConfig
+from anlage.training.tile_pretrain import pretrain_tiles
+from anlage.training.training_state import Training, fresh_training
+from micro_recipe import micro_config
+
+STEP = 3
+FOLDER = f"non_finite/step-{STEP:08d}"
+
+
+def overflow(training: Training, _: TileBatch) -> None:
+    """Weights that no float32 product can bear, in one block of the student."""
+    if training.step == STEP:
+        with torch.no_grad():
+            training.student.encoder.blocks[1].mlp.fc2.weight.fill_(3e38)
+
+
+def replayed(run: Path, replay: Replay, again_in: Path) -> Training:
+    """The run as it was before the step, from ``run.json`` and the replay."""
+    record = json.loads((run / "run.json").read_text(encoding="utf-8"))
+    config = TilePretrainConfig.model_validate(record["config"])
+    assert replay.state is not None
+    training = fresh_training(
+        config, again_in, record, device=torch.device("cpu"), is_restored=True
+    )
+    training.restore(replay.step, replay.state)
+    return training
+
+
+def batch_of(replay: Replay) -> TileBatch:
+    assert replay.tensors is not None
+    return TileBatch(
+        g=replay.tensors["g"].numpy().astype(np.int64),
+        pixels=replay.tensors["pixels"],
+        requests=[
+            TileRequest(**tile | {"views": tuple(TileWindow(**view) for view in tile["views"])})
+            for tile in replay.facts["tiles"]
+        ],
+        n_read_errors=0,
+        rejected=Counter(),
+    )
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        (),
+        ("optimizer.kind=stable_adamw", "optimizer.clip_norm=null", "accumulate=2"),
+        ("objective.targets=centering", "objective.gram={start: 0.2}"),
+    ],
+    ids=["adamw", "stable adamw, in parts", "centres, gram"],
+)
+def test_it_fails_again_in_the_same_place(
+    catalogue: Catalogue, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, overrides
+) -> None:
+    run, again = tmp_path / "run", tmp_path / "again"
+    with monkeypatch.context() as patch:
+        before_steps(patch, overflow)
+        with pytest.raises(TrainingError, match=f"not finite at step {STEP}"):
+            pretrain_tiles(micro_config("steps=6", *overrides), catalogue, run, device="cpu")
+    replay = load_replay(run / FOLDER)
+    assert replay.facts["finding"]["name"] == "student.encoder.blocks.1.mlp.fc2"
+    training = replayed(run, replay, again)
+    with pytest.raises(TrainingError, match=f"not finite at step {STEP}"):
+        train_step.train_step(training, batch_of(replay))
+    once_more = load_replay(again / FOLDER)
+    assert once_more.facts == replay.facts
+
+
+def test_a_step_that_cannot_be_run_once_more_is_told_and_saved(
+    catalogue: Catalogue, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The search needs as much memory as the step did; an error of its own hides nothing."""
+    passes, calls = train_step.run_passes, []
+
+    def out_of_memory(training: Training, parts):
+        calls.append(training.step)
+        if calls.count(STEP) == 2:
+            raise torch.OutOfMemoryError
+        return passes(training, parts)
+
+    before_steps(monkeypatch, overflow)
+    monkeypatch.setattr(train_step, "run_passes", out_of_memory)
+    with pytest.raises(TrainingError, match=f"not finite at step {STEP}.*is saved for replay"):
+        pretrain_tiles(micro_config("steps=6"), catalogue, tmp_path, device="cpu")
+    assert calls.count(STEP) == 2
+    assert load_replay(tmp_path / FOLDER).facts["finding"] is None
