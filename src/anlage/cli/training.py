@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -25,37 +26,36 @@ app.add_typer(pretrain, name="pretrain")
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
+Slides = Annotated[str | None, typer.Option(help="Catalogue (.parquet), or slides to index first.")]
+Overrides = Annotated[
+    list[str] | None, typer.Option("--set", help="Change one value: dotted.key=value.")
+]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what the run takes; do nothing.")]
+Mfu = Annotated[float, typer.Option(min=0.01, max=1, help="MFU that --dry-run reckons with.")]
+Peak = Annotated[float, typer.Option(min=0.01, help="The GPU's peak, TFLOP/s; H100, bf16.")]
+Watched = Annotated[
+    Path | None, typer.Option(help="Labelled tiles (CSV or folder) to probe the encoder on.")
+]
+TrackerNames = Annotated[
+    list[str] | None, typer.Option("--tracker", help="wandb, mlflow or trackio; repeatable.")
+]
+Threads = Annotated[int, typer.Option(min=1, max=MOST_THREADS, help="Threads that read tiles.")]
+
+
 @pretrain.command("tile")
 def pretrain_tile(
-    slides: Annotated[
-        str | None, typer.Option(help="Catalogue (.parquet), or slides to index first.")
-    ] = None,
+    slides: Slides = None,
     run: Annotated[Path | None, typer.Option(help="Folder of the run.")] = None,
     recipe: Annotated[str, typer.Option(help="Recipe's name, or a YAML file.")] = "tiny",
-    overrides: Annotated[
-        list[str] | None, typer.Option("--set", help="Change one value: dotted.key=value.")
-    ] = None,
+    overrides: Overrides = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an existing run.")] = False,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Say what the run would take, and do nothing.")
-    ] = False,
-    mfu: Annotated[
-        float, typer.Option(min=0.01, max=1, help="Share of the peak that --dry-run reckons with.")
-    ] = 0.35,
-    peak_tflops: Annotated[
-        float, typer.Option(min=0.01, help="Peak of the GPU for --dry-run, TFLOP/s; H100 bf16.")
-    ] = 989.0,
-    watch: Annotated[
-        Path | None,
-        typer.Option(help="Labelled tiles to probe the encoder on as it goes (CSV or folder)."),
-    ] = None,
-    trackers: Annotated[
-        list[str] | None, typer.Option("--tracker", help="wandb, mlflow or trackio; repeatable.")
-    ] = None,
+    dry_run: DryRun = False,
+    mfu: Mfu = 0.35,
+    peak_tflops: Peak = 989.0,
+    watch: Watched = None,
+    trackers: TrackerNames = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
-    threads: Annotated[
-        int, typer.Option(min=1, max=MOST_THREADS, help="Threads that read tiles.")
-    ] = 2,
+    threads: Threads = 2,
 ) -> None:
     """Pretrain a tile encoder on tiles streamed from slides."""
     from anlage.recipe import load_recipe
@@ -63,19 +63,43 @@ def pretrain_tile(
 
     config = load_recipe(recipe, TilePretrainConfig, overrides=overrides or ())
     if dry_run:
-        _say_plan(config, recipe, mfu=mfu, peak_tflops=peak_tflops)
+        _say_plan(config, recipe, slides, mfu=mfu, peak_tflops=peak_tflops)
         return
     if slides is None or run is None:
         msg = "needs --slides and --run (or --dry-run)."
         raise typer.BadParameter(msg)
-    from anlage.slides.indexing.index import catalogue_of
     from anlage.training.run_record import refuse_existing_run
-    from anlage.training.tile_pretrain import pretrain_tiles
 
     if not resume:
         refuse_existing_run(run)
     log_to(run / "anlage.log")
     watched = None if watch is None else _watched(watch, config)
+    _pretrain(
+        config,
+        slides,
+        run,
+        resume=resume,
+        watched=watched,
+        trackers=trackers or (),
+        device=device,
+        threads=threads,
+    )
+
+
+def _pretrain(
+    config: TilePretrainConfig,
+    slides: str,
+    run: Path,
+    *,
+    resume: bool,
+    watched: WatchedTiles | None,
+    trackers: Sequence[str],
+    device: str,
+    threads: int,
+) -> None:
+    from anlage.slides.indexing.index import catalogue_of
+    from anlage.training.tile_pretrain import pretrain_tiles
+
     catalogue, refused = catalogue_of(slides, folder=run, keep=resume)
     name_refused(refused)
     result = pretrain_tiles(
@@ -86,7 +110,7 @@ def pretrain_tile(
         device=device,
         threads=threads,
         watched=watched,
-        trackers=trackers or (),
+        trackers=trackers,
     )
     early = " (ended early: its probe got no better)" if result.ended_early else ""
     print(f"{result.steps} of {config.steps} steps{early}; encoder: {result.encoder}")
@@ -96,12 +120,32 @@ def pretrain_tile(
     exit_by(refused)
 
 
-def _say_plan(config: TilePretrainConfig, recipe: str, *, mfu: float, peak_tflops: float) -> None:
+def _say_plan(
+    config: TilePretrainConfig,
+    recipe: str,
+    slides: str | None,
+    *,
+    mfu: float,
+    peak_tflops: float,
+) -> None:
     from anlage.training.plan import lines, plan_of
 
     print(f"recipe {recipe}")
     for line in lines(plan_of(config, mfu=mfu, peak_tflops=peak_tflops)):
         print(line)
+    if slides is None:
+        return
+    if not slides.endswith(".parquet"):
+        msg = "--dry-run takes a catalogue (.parquet). Make one with `anlage index`."
+        raise typer.BadParameter(msg)
+    from anlage.slides.catalogue import Catalogue
+    from anlage.training.tile_feed import tile_sampler
+    from anlage.training.tile_pretrain import usable_slides
+
+    catalogue = Catalogue.open(Path(slides))
+    chosen = usable_slides(config, catalogue)
+    tile_sampler(config, chosen)  # refuses missing columns and slides without tiles
+    print(f"slides: {len(chosen)} of {len(catalogue)} are in the split and can be drawn from")
 
 
 def _watched(data: Path, config: TilePretrainConfig) -> WatchedTiles:

@@ -74,7 +74,10 @@ def networks_of_run(run_dir: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """
     newest = load_newest_checkpoint(run_dir / "checkpoints")
     if newest is None:
-        msg = "has no checkpoint. Name the folder of a run, or make one with `anlage import-run`."
+        msg = (
+            "has no checkpoint. Name the folder of a run with --set distill.run=RUN or "
+            "--set init.run=RUN, or make one with `anlage import-run`."
+        )
         raise CheckpointError(run_dir, msg)
     step, state, provenance = newest
     return state, {**provenance, "step": step}

@@ -28,7 +28,8 @@ def tile_sampler(config: TilePretrainConfig, slides: Catalogue) -> TileSampler:
         TrainingError: If no slide gives tiles at some resolution.
         CatalogueError: If the recipe balances over a column that is not there, or over lists.
     """
-    missing = sorted(config.tiles.balance.keys() - set(slides.column_names))
+    balance = {column: alpha for column, alpha in config.tiles.balance.items() if alpha > 0}
+    missing = sorted(balance.keys() - set(slides.column_names))
     if missing:
         raise CatalogueError(
             slides.path,
@@ -36,7 +37,7 @@ def tile_sampler(config: TilePretrainConfig, slides: Catalogue) -> TileSampler:
             f"{', '.join(slides.column_names)}. Add them with `anlage index --labels`.",
         )
     schema = slides.schema
-    nested = [c for c in sorted(config.tiles.balance) if pa.types.is_nested(schema.field(c).type)]
+    nested = [c for c in sorted(balance) if pa.types.is_nested(schema.field(c).type)]
     if nested:
         raise CatalogueError(
             slides.path,
@@ -58,7 +59,7 @@ def tile_sampler(config: TilePretrainConfig, slides: Catalogue) -> TileSampler:
         magnifications=magnifications,
         min_tissue=config.tiles.min_tissue,
         tiles_per_region=config.tiles.per_region,
-        balance=config.tiles.balance,
+        balance=balance,
         base=config.tiles.base,
     )
 

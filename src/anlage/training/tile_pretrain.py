@@ -113,7 +113,7 @@ def pretrain_tiles(
     """
     run_dir, place = Path(run_dir), torch_device(device)
     refuse_missing_trackers(trackers)
-    slides = _usable_slides(config, catalogue)
+    slides = usable_slides(config, catalogue)
     record = run_record(config, slides)
     if not resume:
         refuse_existing_run(run_dir)  # before anything in it is touched
@@ -221,7 +221,12 @@ def _batches(
                 yield batch, feed
 
 
-def _usable_slides(config: TilePretrainConfig, catalogue: Catalogue | Path | str) -> Catalogue:
+def usable_slides(config: TilePretrainConfig, catalogue: Catalogue | Path | str) -> Catalogue:
+    """The slides of a recipe's split.
+
+    Raises:
+        CatalogueError: If there is none.
+    """
     opened = catalogue if isinstance(catalogue, Catalogue) else Catalogue.open(Path(catalogue))
     chosen = opened.select(split=config.tiles.split) if config.tiles.split else opened
     if len(chosen) == 0:
