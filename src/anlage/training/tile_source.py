@@ -50,7 +50,7 @@ class TileSource(Section):
         split: Only slides with this value in the catalogue's ``split`` column; None for all.
         base: Slides weigh the same (``slide``) or by their tissue (``tissue_area``).
         balance: Catalogue column -> alpha, 0 to 1: weights are divided by the frequency of the
-            slide's value to that power, for every column; 0 leaves a column out that a parent named.
+            slide's value to that power, for every column; 0 leaves out one that a parent named.
         per_region: Tiles cut from one decoded region. More are read faster and are more alike:
             those of one region lie within one window of steps, with at least 63 other regions.
         filters: What else a tile must pass; a rejected one is drawn again, counted.
