@@ -144,6 +144,7 @@ class VisionTransformer(nn.Module):
         masks: Sequence[Tensor | None] | None = None,
         *,
         generator: torch.Generator | None = None,
+        recompute: bool = False,
     ) -> list[TokenOutput]:
         """Encode images of several sizes in one pass.
 
@@ -154,6 +155,8 @@ class VisionTransformer(nn.Module):
                 patch; None where nothing is masked.
             generator: Randomness of stochastic depth, on the images' device; None for torch's
                 global one, whose saved state then reproduces the pass.
+            recompute: Whether norms and activations of the blocks run again in the backward pass,
+                so that about half of what it needs is kept; equal but for rounding.
 
         Returns:
             One ``TokenOutput`` a size, in the order of ``images``.
@@ -174,7 +177,7 @@ class VisionTransformer(nn.Module):
             [self._tokens(image, mask) for image, mask in zip(images, masks, strict=True)]
         )
         for block in self.blocks:
-            tokens_TD = block(tokens_TD, shapes, generator)
+            tokens_TD = block(tokens_TD, shapes, generator, recompute=recompute)
         return [self._parts(tokens_BSD) for tokens_BSD in unpack(self.norm(tokens_TD), shapes)]
 
     def embed(self, image_B3HW: Tensor) -> TokenOutput:

@@ -134,12 +134,15 @@ def learn(
 def run_student(
     encoder: VisionTransformer, part: Part, generator: torch.Generator | None, *, hides: bool
 ) -> list[TokenOutput]:
-    """The student's tokens of the global views, patches hidden if asked, and of the local ones."""
+    """The student's tokens of the global views, patches hidden if asked, and of the local ones.
+
+    Norms and activations are not kept but run again in the backward pass.
+    """
     masks = part.masked.masks if hides and part.masked is not None else None
     if not len(part.local_crops):
-        return encoder([part.global_crops], [masks], generator=generator)  # type: ignore[no-any-return]
+        return encoder([part.global_crops], [masks], generator=generator, recompute=True)  # type: ignore[no-any-return]
     images, hidden = [part.global_crops, part.local_crops], [masks, None]
-    return encoder(images, hidden, generator=generator)  # type: ignore[no-any-return]
+    return encoder(images, hidden, generator=generator, recompute=True)  # type: ignore[no-any-return]
 
 
 def spread_loss(cls_GBD: Tensor, *, objective: Objective) -> Tensor:
@@ -168,22 +171,23 @@ def _prototype_terms(
     """DINO and iBOT terms of one part, and the DINO term of each of its tiles."""
     part, lesson, patches = taught
     terms: dict[str, Tensor] = {}
-    prototypes = {head: head.prototypes() for head in {student.head, student.head_of_patches}}
+    head, prototypes_PE = student.head, student.head.prototypes()
     cls_tokens = torch.cat([output.cls_BD for output in passed])
-    bottleneck_RE = student.head.bottleneck_of(cls_tokens)
+    bottleneck_RE = head.bottleneck_of(cls_tokens)
     terms["dino"], per_tile_b = dino_loss(
         bottleneck_RE.view(-1, part.n_tiles, bottleneck_RE.shape[1]),
-        prototypes[student.head],
+        prototypes_PE,
         lesson.cls.part(part.tiles),
         student_temperature=objective.student_temperature,
         n_tiles=n_tiles,
         dtype=dtype,
     )
     if part.masked is not None and lesson.patches is not None:
-        head = student.head_of_patches
+        if student.head_of_patches is not head:  # the other head's prototypes are let go
+            head, prototypes_PE = student.head_of_patches, student.head_of_patches.prototypes()
         terms["ibot"], _ = ibot_loss(
             head.bottleneck_of(part.masked.of_patches(passed[0].patches_BND)),
-            prototypes[head],
+            prototypes_PE,
             lesson.patches.part(patches),
             weight_M=part.masked.weight_m,
             n_images=GLOBAL_VIEWS * n_tiles,

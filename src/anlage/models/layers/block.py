@@ -78,6 +78,8 @@ class Block(nn.Module):
         tokens_TD: Tensor,
         shapes: Sequence[SequenceShape],
         generator: torch.Generator | None = None,
+        *,
+        recompute: bool = False,
     ) -> Tensor:
         """Run both branches.
 
@@ -85,12 +87,17 @@ class Block(nn.Module):
             tokens_TD: (T, D) packed tokens.
             shapes: How the rows divide into sequences.
             generator: Randomness of stochastic depth; None for torch's global one.
+            recompute: Whether norms and activations run again in the backward pass instead of
+                being kept.
 
         Returns:
             (T, D) tokens in the same order.
         """
-        tokens_TD = self._add(tokens_TD, shapes, self._attention, generator)
-        return self._add(tokens_TD, shapes, self._feed_forward, generator)
+        attention, feed_forward = self._attention, self._feed_forward
+        if recompute:
+            attention, feed_forward = self._attention_again, self._feed_forward_again
+        tokens_TD = self._add(tokens_TD, shapes, attention, generator)
+        return self._add(tokens_TD, shapes, feed_forward, generator)
 
     def _attention(self, tokens_TD: Tensor, shapes: Sequence[SequenceShape]) -> Tensor:
         out: Tensor = self.ls1(self.attn(self.norm1(tokens_TD), shapes))
@@ -98,6 +105,14 @@ class Block(nn.Module):
 
     def _feed_forward(self, tokens_TD: Tensor, _shapes: Sequence[SequenceShape]) -> Tensor:
         out: Tensor = self.ls2(self.mlp(self.norm2(tokens_TD)))
+        return out
+
+    def _attention_again(self, tokens_TD: Tensor, shapes: Sequence[SequenceShape]) -> Tensor:
+        out: Tensor = self.attn(tokens_TD, shapes, between=(self.norm1, self.ls1))
+        return out
+
+    def _feed_forward_again(self, tokens_TD: Tensor, _shapes: Sequence[SequenceShape]) -> Tensor:
+        out: Tensor = self.mlp(tokens_TD, between=(self.norm2, self.ls2))
         return out
 
     def _add(

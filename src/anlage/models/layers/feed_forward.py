@@ -8,6 +8,8 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional
 
+from anlage.models.layers.recompute import linear_after, with_gain
+
 
 class GeluMlp(nn.Module):
     """Two linear layers with a GELU between them.
@@ -22,10 +24,25 @@ class GeluMlp(nn.Module):
         self.fc1 = nn.Linear(width, hidden)
         self.fc2 = nn.Linear(hidden, width)
 
-    def forward(self, tokens_TD: Tensor) -> Tensor:
-        """Transform each token by itself, (T, D) -> (T, D)."""
-        out: Tensor = self.fc2(functional.gelu(self.fc1(tokens_TD)))
-        return out
+    def forward(
+        self, tokens_TD: Tensor, *, between: tuple[nn.Module, nn.Module] | None = None
+    ) -> Tensor:
+        """Transform each token by itself, (T, D) -> (T, D).
+
+        Args:
+            tokens_TD: (T, D) tokens.
+            between: A norm that runs before and a LayerScale that runs after, taken in here so
+                that little is kept for the backward pass; None for neither.
+
+        Returns:
+            (T, D) tokens.
+        """
+        if between is None:
+            out: Tensor = self.fc2(functional.gelu(self.fc1(tokens_TD)))
+            return out
+        norm, gain = between
+        hidden_TF = linear_after(norm, tokens_TD, layer=self.fc1)
+        return linear_after(functional.gelu, hidden_TF, layer=with_gain(self.fc2, gain))
 
 
 class SwiGlu(nn.Module):
@@ -48,8 +65,27 @@ class SwiGlu(nn.Module):
         self.fc1 = nn.Linear(width, 2 * gated)
         self.fc2 = nn.Linear(gated, width)
 
-    def forward(self, tokens_TD: Tensor) -> Tensor:
-        """Transform each token by itself, (T, D) -> (T, D)."""
-        gate_TF, value_TF = self.fc1(tokens_TD).chunk(2, dim=-1)
-        out: Tensor = self.fc2(functional.silu(gate_TF) * value_TF)
-        return out
+    def forward(
+        self, tokens_TD: Tensor, *, between: tuple[nn.Module, nn.Module] | None = None
+    ) -> Tensor:
+        """Transform each token by itself, (T, D) -> (T, D).
+
+        Args:
+            tokens_TD: (T, D) tokens.
+            between: A norm that runs before and a LayerScale that runs after, taken in here so
+                that little is kept for the backward pass; None for neither.
+
+        Returns:
+            (T, D) tokens.
+        """
+        if between is None:
+            out: Tensor = self.fc2(_gated(self.fc1(tokens_TD)))
+            return out
+        norm, gain = between
+        hidden_TF = linear_after(norm, tokens_TD, layer=self.fc1)
+        return linear_after(_gated, hidden_TF, layer=with_gain(self.fc2, gain))
+
+
+def _gated(hidden_TF: Tensor) -> Tensor:
+    gate_TF, value_TF = hidden_TF.chunk(2, dim=-1)
+    return functional.silu(gate_TF) * value_TF
