@@ -50,7 +50,8 @@ class PrototypeScores:
         _check_widths("PrototypeScores", bottleneck_GBE, prototypes_PE)
         self.bottleneck_GBE = bottleneck_GBE.detach()
         self.prototypes_PE = prototypes_PE.detach()
-        self.temperature, self.memory_mb, self.dtype = temperature, memory_mb, dtype
+        self.temperature, self.memory_mb = temperature, memory_mb
+        self.axes_PE = _as_factor(self.prototypes_PE, dtype)
         self._kept_GBP: Tensor | None = None
         if tiles_a_piece(self, n_rows=len(bottleneck_GBE)) >= self.n_tiles > 0:
             self._kept_GBP = self._scored(self.bottleneck_GBE)
@@ -75,12 +76,18 @@ class PrototypeScores:
         """Consecutive tiles, as many at a time as fit the memory.
 
         Args:
-            n_rows: Rows of P numbers that are held for a tile; a view's scores and two times as
-                many beside them if None.
+            n_rows: Rows of P numbers that are held for a tile; the views' scores and two times
+                as many beside them if None.
         """
         step = tiles_a_piece(self, n_rows=n_rows or 3 * len(self.bottleneck_GBE))
         for start in range(0, self.n_tiles, step):
             yield slice(start, min(start + step, self.n_tiles))
+
+    def shifted(self, tiles: slice, by_P: Tensor) -> Tensor:
+        """Scores of some tiles plus one number a prototype, (G, b, P), the caller's own."""
+        if self._kept_GBP is not None:
+            return self._kept_GBP[:, tiles] + by_P
+        return self.of(tiles).add_(by_P)
 
     def part(self, tiles: slice) -> PrototypeScores:
         """The scores of some tiles alone, as an object of their own."""
@@ -92,7 +99,7 @@ class PrototypeScores:
 
     @torch.no_grad()
     def _scored(self, bottleneck_GBE: Tensor) -> Tensor:
-        score_RP = _product(bottleneck_GBE.flatten(0, 1), self.prototypes_PE.T, self.dtype)
+        score_RP = _product(bottleneck_GBE.flatten(0, 1), self.axes_PE.T)
         return score_RP.div_(self.temperature).view(*bottleneck_GBE.shape[:2], self.n_prototypes)
 
 
@@ -124,7 +131,7 @@ class PrototypeTargets:
 
     def of(self, tiles: slice) -> Tensor:
         """Targets of some tiles, (G, b, P) float32, rows sum to 1."""
-        return (self.scores.of(tiles) + self.bias_P).softmax(dim=-1)
+        return self.scores.shifted(tiles, self.bias_P).softmax(dim=-1)
 
     def part(self, tiles: slice) -> PrototypeTargets:
         """The targets of some tiles alone."""
@@ -226,10 +233,11 @@ class _CrossEntropy(torch.autograd.Function):
         grad_VBE = torch.zeros_like(student_VBE, dtype=wide) if wants_student else None
         grad_PE = torch.zeros_like(prototypes_PE, dtype=wide) if wants_prototypes else None
         with torch.autocast(student_VBE.device.type, enabled=False):
-            rows_held = 2 * len(pairs_VG[0]) + 3 * n_views  # scores, wanted, what log-sum-exp takes
+            axes_PE = _as_factor(prototypes_PE, dtype)
+            rows_held = 2 * len(pairs_VG[0]) + 2 * n_views  # targets and scores, in two forms each
             for tiles in targets.scores.pieces(n_rows=rows_held):
                 piece_RE = student_VBE[:, tiles].flatten(0, 1)
-                score_VbP = _product(piece_RE, prototypes_PE.T, dtype).div_(temperature)
+                score_VbP = _product(piece_RE, axes_PE.T).div_(temperature)
                 score_VbP = score_VbP.view(n_views, -1, len(prototypes_PE))
                 per_tile_B[tiles] = _pieces_loss(score_VbP, targets.of(tiles), pairs_VG)
                 if grad_VBE is None and grad_PE is None:
@@ -237,7 +245,7 @@ class _CrossEntropy(torch.autograd.Function):
                 scale_b1 = weight_B[tiles, None] / temperature
                 change_RP = score_VbP.mul_(scale_b1).flatten(0, 1)  # now the loss's gradient
                 if grad_VBE is not None:
-                    change_RE = _product(change_RP, prototypes_PE, dtype)
+                    change_RE = _product(change_RP, axes_PE)
                     grad_VBE[:, tiles] = change_RE.view(n_views, -1, change_RE.shape[1])
                 if grad_PE is not None:
                     _add_product(grad_PE, change_RP.T, piece_RE, dtype)
@@ -250,28 +258,40 @@ class _CrossEntropy(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, upstream: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
         found = (
-            None if grad is None else (grad * upstream).to(dtype)
+            None if grad is None else grad.mul_(upstream).to(dtype)  # no second time may follow
             for grad, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
         )
         return (*found, None)
 
 
 def _pieces_loss(score_VbP: Tensor, target_GbP: Tensor, pairs_VG: Tensor) -> Tensor:
-    """Loss of each tile of a piece, (b,); leaves d loss / d score in ``score_VbP``."""
-    wanted_VbP = (pairs_VG @ target_GbP.flatten(1)).view_as(score_VbP)
+    """Loss of each tile of a piece, (b,).
+
+    Leaves d loss / d score in ``score_VbP``; ``target_GbP`` may be changed as well.
+    """
+    if pairs_VG.numel() == 1:
+        wanted_VbP = target_GbP.mul_(pairs_VG)
+    else:
+        wanted_VbP = (pairs_VG @ target_GbP.flatten(1)).view_as(score_VbP)
     mass_V1 = pairs_VG.sum(dim=1)[:, None]
-    lse_Vb = score_VbP.logsumexp(dim=-1)
     agreement_Vb = torch.linalg.vecdot(wanted_VbP, score_VbP)
-    score_VbP.sub_(lse_Vb[..., None]).exp_().mul_(mass_V1[..., None]).sub_(wanted_VbP)
+    largest_Vb1 = score_VbP.amax(dim=-1, keepdim=True)
+    total_Vb1 = score_VbP.sub_(largest_Vb1).exp_().sum(dim=-1, keepdim=True)
+    score_VbP.mul_(mass_V1[..., None] / total_Vb1).sub_(wanted_VbP)
+    lse_Vb = (largest_Vb1 + total_Vb1.log())[..., 0]
     return (mass_V1 * lse_Vb - agreement_Vb).sum(dim=0)
 
 
-def _product(left: Tensor, right: Tensor, dtype: torch.dtype | None) -> Tensor:
-    """A matrix product in ``dtype``, its result float32 or wider."""
+def _as_factor(prototypes_PE: Tensor, dtype: torch.dtype | None) -> Tensor:
+    """Prototypes in the dtype of products with them: float32 (or their own, if wider) if None."""
+    return prototypes_PE.to(dtype or torch.promote_types(prototypes_PE.dtype, torch.float32))
+
+
+def _product(left: Tensor, factor: Tensor) -> Tensor:
+    """A matrix product in the dtype of the second factor, its result float32 or wider."""
     wide = torch.promote_types(left.dtype, torch.float32)
-    dtype = dtype or wide
     with torch.autocast(left.device.type, enabled=False):
-        product: Tensor = (left.to(dtype) @ right.to(dtype)).to(wide)
+        product: Tensor = (left.to(factor.dtype) @ factor).to(wide)
         return product
 
 
@@ -279,7 +299,7 @@ def _add_product(sum_PE: Tensor, left: Tensor, right: Tensor, dtype: torch.dtype
     if dtype is None or dtype == sum_PE.dtype:
         sum_PE.addmm_(left, right.to(sum_PE.dtype))
     else:
-        sum_PE += _product(left, right, dtype)
+        sum_PE += _product(left, right.to(dtype))
 
 
 def _check_widths(who: str, tokens_VBE: Tensor, prototypes_PE: Tensor) -> None:
