@@ -17,7 +17,7 @@ from anlage.training.checkpoint import load_newest_checkpoint
 from anlage.training.log import read_metrics
 from anlage.training.training_state import Training
 
-TIMING = {"tiles_per_s", "data_wait_share"}
+TIMING = {"tiles_per_s", "data_wait_share", "tflops", "mfu"}
 Seen = Callable[[Training, TileBatch], None]
 
 

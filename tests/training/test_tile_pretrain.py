@@ -27,7 +27,7 @@ from anlage.training.replay import load_replay
 from anlage.training.tile_pretrain import pretrain_tiles
 from micro_recipe import MICRO, micro_config
 
-TIMING = {"tiles_per_s", "data_wait_share"}
+TIMING = {"tiles_per_s", "data_wait_share", "tflops", "mfu"}
 
 
 def weights(run: Path) -> dict[str, torch.Tensor]:

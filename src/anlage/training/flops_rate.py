@@ -86,10 +86,14 @@ class RateMeter:
         self._flops, self._peak, self._clock = flops_per_step, peak_tflops, clock
         self._began = clock()
 
-    def of_step(self) -> dict[str, float]:
-        """Metrics of the step that ends now: ``tflops`` a second; ``mfu`` if a peak is known."""
+    def of_step(self, *, extra_flops: float = 0.0) -> dict[str, float]:
+        """Metrics of the step that ends now: ``tflops`` a second; ``mfu`` if a peak is known.
+
+        Args:
+            extra_flops: FLOPs of this step beside those of every one.
+        """
         ended = self._clock()
-        tflops = self._flops / max(ended - self._began, 1e-9) / 1e12
+        tflops = (self._flops + extra_flops) / max(ended - self._began, 1e-9) / 1e12
         self._began = ended
         return {"tflops": tflops} | ({} if self._peak is None else {"mfu": tflops / self._peak})
 

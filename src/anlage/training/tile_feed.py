@@ -97,7 +97,11 @@ class FeedMeter:
 
     def __init__(self, config: TilePretrainConfig, stream: TileStream) -> None:
         self._config, self._stream = config, stream
-        self._began, self._waited_s = time.perf_counter(), stream.wait_s
+        self.begin_step()
+
+    def begin_step(self) -> None:
+        """Start the clock anew, so that a look or a checkpoint counts for no step."""
+        self._began, self._waited_s = time.perf_counter(), self._stream.wait_s
 
     def of_step(self, step: int, batch: TileBatch) -> dict[str, float]:
         """Metrics of the step that ends now: its rate, its waiting, its errors and rejections."""

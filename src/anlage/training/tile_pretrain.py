@@ -23,6 +23,7 @@ from anlage.tiles.quarantine import JOURNAL
 from anlage.tiles.stream import TileBatch
 from anlage.training.checkpoint import load_newest_checkpoint, save_checkpoint
 from anlage.training.log import MetricsLog
+from anlage.training.plan import plan_of
 from anlage.training.run_record import (
     compare_records,
     has_begun,
@@ -33,9 +34,10 @@ from anlage.training.run_record import (
     write_record,
 )
 from anlage.training.run_watch import RunWatch
+from anlage.training.step_meters import StepMeters
 from anlage.training.stopping import stop_on_signals
 from anlage.training.tile_config import TilePretrainConfig
-from anlage.training.tile_feed import FeedMeter, tile_sampler, tile_stream
+from anlage.training.tile_feed import tile_sampler, tile_stream
 from anlage.training.trackers import refuse_missing_trackers
 from anlage.training.train_step import train_step
 from anlage.training.training_state import Training, fresh_training
@@ -185,9 +187,9 @@ def _train(
         meter("pretrain", total=config.steps, unit="steps", done=first) as progress,
         closing(_batches(training, slides, threads=threads)) as batches,
     ):
-        for batch, feed in batches:
+        for batch, meters in batches:
             step = training.step
-            metrics = train_step(training, batch) | feed.of_step(step, batch)
+            metrics = train_step(training, batch) | meters.of_step(step, batch)
             metrics |= watch.after_step(training, batch, encoder_config(training))
             log.write(step, metrics)
             watch.show(log, step)
@@ -201,24 +203,29 @@ def _train(
                     told = "ended after step %d: the probe that is watched got no better"
                 LOGGER.warning(told, training.step)
                 break
+            meters.begin_step()
 
 
 def _batches(
     training: Training, slides: Catalogue, *, threads: int
-) -> Generator[tuple[TileBatch, FeedMeter]]:
+) -> Generator[tuple[TileBatch, StepMeters]]:
     """The batches of the steps that are left, of the last stage in its own size at its time."""
     config, run_dir = training.config, training.run_dir
     turn = config.first_step_of_last_stage
     if training.step < turn < config.steps:
         tile_sampler(config.of_last_stage, slides)  # refuses now what it would refuse at the turn
-    for stage, last in ((config, turn), (config.of_last_stage, config.steps)):
+    planned = plan_of(config).stages
+    for stage, takes, last in (
+        (config, planned[0], turn),
+        (config.of_last_stage, planned[-1], config.steps),
+    ):
         if training.step >= last:
             continue
         training.config = stage
         with tile_stream(stage, slides, run_dir=run_dir, threads=threads) as stream:
-            feed = FeedMeter(stage, stream)
+            meters = StepMeters(training, takes, stream)
             for batch in stream.batches(training.step, last):
-                yield batch, feed
+                yield batch, meters
 
 
 def usable_slides(config: TilePretrainConfig, catalogue: Catalogue | Path | str) -> Catalogue:
