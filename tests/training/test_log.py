@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import resource
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from anlage.errors import CheckpointError
+from anlage.training import log as metrics_log
 from anlage.training.log import MetricsLog, read_metrics
+from anlage.training.trackers import Trackers
 
 
 def test_rows_come_back_and_nan_is_null(tmp_path: Path) -> None:
@@ -49,3 +54,62 @@ def test_tensorboard_is_written_where_installed(tmp_path: Path) -> None:
     with MetricsLog(tmp_path, first_step=0) as log:
         log.write(0, {"loss": 1.0})
     assert list((tmp_path / "tensorboard").glob("events.*"))
+
+
+def test_a_tensorboard_that_does_not_open_stops_no_run(tmp_path: Path, caplog) -> None:
+    (tmp_path / "tensorboard").write_text("in the way")
+    with MetricsLog(tmp_path, first_step=0) as log:
+        log.write(0, {"loss": 1.0})
+    assert "tensorboard could not be opened; metrics.jsonl has everything:" in caplog.text
+    assert read_metrics(log.path) == [{"step": 0, "loss": 1.0}]
+
+
+class Closing(Trackers):
+    """Trackers that tell whether they were closed."""
+
+    is_closed = False
+
+    def close(self) -> None:
+        self.is_closed = True
+
+
+@pytest.fixture
+def fill_the_disk() -> Iterator[Callable[[], None]]:
+    """A limit on file size stands in for a full disk: the write fails in the same place."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    yield lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (20, before[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_trackers_are_closed_on_a_full_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fill_the_disk: Callable[[], None]
+) -> None:
+    trackers = Closing({})
+    monkeypatch.setattr(metrics_log, "open_trackers", lambda *_, **__: trackers)
+    log = MetricsLog(tmp_path, first_step=0)
+    fill_the_disk()
+    with pytest.raises(OSError, match="File too large"), log:
+        log.write(0, {"loss": 1.0})
+    assert trackers.is_closed
+
+
+def test_a_disk_that_fills_up_hides_no_other_error(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    fill_the_disk: Callable[[], None],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    trackers = Closing({})
+    monkeypatch.setattr(metrics_log, "open_trackers", lambda *_, **__: trackers)
+    log = MetricsLog(tmp_path, first_step=0)
+
+    def write_and_fail() -> None:
+        with contextlib.suppress(OSError):
+            log.write(0, {"loss": 1.0})  # its row stays in the buffer
+        raise CheckpointError(tmp_path, "the loss is not finite")
+
+    fill_the_disk()
+    with pytest.raises(CheckpointError, match="the loss is not finite"), log:
+        write_and_fail()
+    assert "metrics.jsonl could not be written to its end" in caplog.text
+    assert trackers.is_closed

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -12,6 +14,8 @@ from typing import Any, Self
 from anlage.errors import CheckpointError
 from anlage.files import write_text_whole
 from anlage.training.trackers import open_trackers
+
+LOGGER = logging.getLogger(__name__)
 
 
 class MetricsLog:
@@ -67,10 +71,14 @@ class MetricsLog:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
     ) -> None:
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        self._file.close()
-        self._trackers.close()
+        try:
+            with closing(self._trackers), self._file:
+                self._file.flush()
+                os.fsync(self._file.fileno())
+        except OSError as fault:
+            if error is None:
+                raise
+            LOGGER.warning("%s could not be written to its end: %s", self.path, fault)
 
     def _keep_steps_before(self, first_step: int) -> None:
         if self.path.exists():

@@ -50,6 +50,7 @@ def open_trackers(
 ) -> Trackers:
     """Open TensorBoard where it is installed, and the trackers named.
 
+    TensorBoard that does not open is warned of: nobody asked for it.
     Ids of the services' runs are kept in ``RUN/trackers.json``, so that a resumed run goes on in
     the same ones.
 
@@ -66,7 +67,12 @@ def open_trackers(
     refuse_missing_trackers(names)
     opened: dict[str, Tracker] = {}
     if importlib.util.find_spec("tensorboard") is not None:
-        opened["tensorboard"] = TensorBoard(run_dir, first_step=first_step)
+        try:
+            opened["tensorboard"] = TensorBoard(run_dir, first_step=first_step)
+        except Exception as error:  # noqa: BLE001 - nobody named it, so it stops no run
+            LOGGER.warning(
+                "tensorboard could not be opened; metrics.jsonl has everything: %s", error
+            )
     ids = _read_ids(run_dir)
     for name in dict.fromkeys(names):
         try:
