@@ -135,6 +135,26 @@ def test_the_function_of_encoder_and_head_together(tmp_path):
         (lambda m: m.update({"gram_teacher.x": torch.ones(1)}), "a tensor 'gram_teacher.x'"),
         (lambda m: m["teacher.dino_head.mlp.0.bias"].fill_(torch.nan), "'mlp.0.bias' holds NaN"),
         (lambda m: m["student.backbone.norm.bias"].fill_(torch.inf), "'norm.bias' holds NaN"),
+        (lambda m: m["dino_loss.center"].fill_(torch.nan), "'dino_loss.center' holds NaN"),
+        (
+            lambda m: m.update({"ibot_patch_loss.center": torch.ones(1, 1, 7)}),
+            "centre of ibot of 7 values for 50 prototypes",
+        ),
+        (lambda m: m.update({7: torch.ones(1)}), "needs tensors by name; got 7"),
+        (
+            lambda m: m.update({"teacher.dino_head.last_layer.weight_v": torch.ones(())}),
+            "weight-normalised prototypes",
+        ),
+        (
+            lambda m: m.update({"teacher.dino_head.last_layer.weight_v": torch.ones(0, 24)}),
+            "weight-normalised prototypes",
+        ),
+        (
+            lambda m: m.update(
+                {"student.backbone.patch_embed.proj.weight": torch.ones(96, 3, 0, 0)}
+            ),
+            "'patch_embed.proj.weight' of 4 axes, none empty",
+        ),
         (
             lambda m: [m.pop(n) for n in list(m) if n.startswith("student.ibot_head")],
             "has unlike heads in student",
@@ -192,3 +212,10 @@ def test_sharded_tensors_of_one_rank_are_refused(tmp_path):
         torch.distributed.destroy_process_group()
     with pytest.raises(EncoderError, match=r"one rank's part .*ShardedTensor.*teacher_checkpoint"):
         read_dinov2_checkpoint(path)
+
+
+def test_an_iteration_below_zero_is_none(tmp_path):
+    run = read_dinov2_checkpoint(
+        save(tmp_path, {**training_checkpoint(), "iteration": -5}), n_heads=3
+    )
+    assert run.iteration is None

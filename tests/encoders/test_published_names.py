@@ -56,6 +56,10 @@ def test_positions_of_patches_alone_stay():
             "both stand for 'blocks.3.norm1.bias'",
         ),
         (weights(**{"module.cls_token": torch.ones(1, 1, 4)}), "both stand for 'cls_token'"),
+        (weights(cls_token=torch.ones(1, 1, 1)), "'cls_token' needs 4 values a token"),
+        (weights(cls_token=torch.ones(4)), r"'cls_token' .* got shape \(4,\)"),
+        (weights(reg_token=torch.ones(4)), "'reg_token' needs 4 values a token"),
+        (weights(pos_embed=torch.ones(1, 10, 3)), "'cls_token' needs 3 values a token"),
     ],
 )
 def test_what_is_not_one_encoder_is_refused(given, says):

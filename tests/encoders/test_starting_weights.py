@@ -19,6 +19,8 @@ from published_weights import (
 )
 from safetensors.torch import save_file
 from small_encoder import ARCHITECTURE, make_encoder, make_pixels
+from timm.layers import GluMlp
+from timm.models.vision_transformer import ResPostBlock
 
 from anlage.encoders.folder import load_encoder, save_encoder
 from anlage.encoders.starting_weights import starting_weights
@@ -178,6 +180,25 @@ def test_another_epsilon_is_refused(monkeypatch):
     monkeypatch.setattr(timm, "create_model", lambda *_, **__: model)
     with pytest.raises(EncoderError, match="has LayerNorms of eps 1e-05; ours have 1e-06"):
         starting_weights("timm:any", architecture(DINO))
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "says"),
+    [
+        (DINO, {"act_layer": "silu"}, r"computes with SiLU\(\) at blocks\.0\.mlp\.act\. "),
+        (
+            "vit_giant_patch14_dinov2",
+            {"mlp_layer": partial(GluMlp, act_layer=torch.nn.SiLU, gate_last=True)},
+            r"SiLU\(\) at blocks\.0\.mlp\.act, its gate last",
+        ),
+        (DINO, {"block_fn": ResPostBlock}, r"has a ResPostBlock at blocks\.0"),
+    ],
+)
+def test_tensors_of_our_names_that_compute_otherwise_are_refused(monkeypatch, kind, options, says):
+    model = theirs(kind, **options)
+    monkeypatch.setattr(timm, "create_model", lambda *_, **__: model)
+    with pytest.raises(EncoderError, match=says):
+        starting_weights("timm:any", architecture(kind))
 
 
 def test_another_model_of_timms_is_refused(tmp_path):

@@ -165,7 +165,11 @@ def test_what_we_alone_have_is_new_and_named():
         (DINO, {"depth": 4}, "has depth 3, and this architecture 4"),
         (DINO, {"n_registers": 4}, "has n_registers 0, and this architecture 4"),
         (REGISTERS, {"n_registers": 8}, "has n_registers 4, and this architecture 8"),
-        (DINO, {"mlp_ratio": 3.0}, "has hidden 384, and this architecture 288. Set model.mlp_"),
+        (
+            DINO,
+            {"mlp_ratio": 3.0},
+            "has hidden 384, and this architecture 288. Set model.mlp_ratio to 4.0",
+        ),
         (DINO, {"feed_forward": "swiglu"}, "has feed_forward 'mlp'"),
         (DINO, {"layer_scale": 1e-5}, "Set model.layer_scale to null"),
         (DINOV2, {"layer_scale": None}, r"Set model.layer_scale to 1.0e-5"),

@@ -107,7 +107,7 @@ def architecture_of(
         "depth": sizes.depth,
         "n_heads": heads,
         "n_registers": sizes.n_registers,
-        "mlp_ratio": _mlp_ratio(sizes, path),
+        "mlp_ratio": mlp_ratio_of(sizes, path),
         "feed_forward": sizes.feed_forward,
         "layer_scale": 1e-5 if sizes.has_layer_scale else None,
         "dual_patch_norm": sizes.has_dual_patch_norm,
@@ -115,8 +115,16 @@ def architecture_of(
     }
 
 
-def _mlp_ratio(sizes: EncoderSizes, path: str | Path) -> float:
-    """The plainest ratio from which the model computes this hidden width."""
+def mlp_ratio_of(sizes: EncoderSizes, path: str | Path) -> float:
+    """The plainest ``mlp_ratio`` from which the model computes this hidden width.
+
+    Args:
+        sizes: As ``encoder_sizes`` gives them.
+        path: Where they came from, for errors.
+
+    Raises:
+        EncoderError: If there is none.
+    """
     whole = sizes.hidden * (1.5 if sizes.feed_forward == "swiglu" else 1) / sizes.width
     for ratio in (4.0, round(whole, 2), whole, whole + 0.5 / sizes.width):
         hidden = int(sizes.width * ratio)
@@ -134,8 +142,8 @@ def _mlp_ratio(sizes: EncoderSizes, path: str | Path) -> float:
 def _shape(
     weights: Mapping[str, Tensor], name: str, n_axes: int, path: str | Path
 ) -> tuple[int, ...]:
-    if name not in weights or weights[name].ndim != n_axes:
+    if name not in weights or weights[name].ndim != n_axes or not all(weights[name].shape):
         found = f"shape {tuple(weights[name].shape)}" if name in weights else "none"
-        msg = f"needs a tensor {name!r} of {n_axes} axes; got {found}. "
+        msg = f"needs a tensor {name!r} of {n_axes} axes, none empty; got {found}. "
         raise EncoderError(path, msg + "Choose a vision transformer of timm, DINO or DINOv2.")
     return tuple(weights[name].shape)

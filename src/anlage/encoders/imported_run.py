@@ -125,12 +125,13 @@ def read_dinov2_checkpoint(path: str | Path, *, n_heads: int | None = None) -> I
         read[name], said = _network(parts, architecture, f"{path}: {name}")
         notes += [f"{name}: {note}" for note in said]
     _refuse_unequal(read, path)
+    _refuse_misfit_centers(centers, read, path)
     iteration = stored.get("iteration")
     return ImportedRun(
         student=read.get("student"),
         teacher=read.get("teacher"),
         architecture=architecture,
-        iteration=iteration if isinstance(iteration, int) else None,
+        iteration=iteration if isinstance(iteration, int) and iteration >= 0 else None,
         centers={name: center.flatten() for name, center in centers.items()},
         notes=tuple(notes),
         provenance={"source": str(path), "kind": "dinov2 checkpoint", "sha256": file_sha256(path)},
@@ -143,12 +144,12 @@ def _networks(
     """Tensors of each network by part, the centres of the losses, and what was left out."""
     used = {"model"} if isinstance(stored.get("model"), Mapping) else set(NETWORKS) & stored.keys()
     tensors: dict[str, Tensor] = {}
-    for key in used:
+    for key in sorted(used):
         prefix = "" if key == "model" else f"{key}."
         inside = _plain(stored[key], path)
         tensors |= {f"{prefix}{name}": tensor for name, tensor in inside.items()}
     networks: dict[str, Parts] = {}
-    centers = {CENTERS[name]: tensors.pop(name) for name in CENTERS if name in tensors}
+    centers = as_float32({n: tensors.pop(n) for n in CENTERS if n in tensors}, path=path)
     for name in list(tensors):
         if found := PART.match(name):
             parts = networks.setdefault(found["network"], {})
@@ -159,7 +160,7 @@ def _networks(
         raise EncoderError(path, msg + "Remove it from the file if it can be spared.")
     left = sorted(str(key) for key in stored.keys() - used - {"iteration"})
     notes = [f"Left out {key!r}: state of the code that wrote it." for key in left]
-    return networks, as_float32(centers, path=path), notes
+    return networks, {CENTERS[name]: center for name, center in centers.items()}, notes
 
 
 def _refuse_incomplete(
@@ -182,6 +183,8 @@ def _plain(tensors: Any, path: str | Path) -> dict[str, Tensor]:  # noqa: ANN401
     if not isinstance(tensors, Mapping):
         raise EncoderError(path, "needs tensors by name. Save the checkpoint again.")
     for name, tensor in tensors.items():
+        if not isinstance(name, str):
+            raise EncoderError(path, f"needs tensors by name; got {name!r}. Save it again.")
         if "flat_param" in name:
             raise EncoderError(path, sharded_refusal(name))
         if not isinstance(tensor, Tensor) or without_wrappers(name) in plain:
@@ -218,10 +221,12 @@ def _head(tensors: Mapping[str, Tensor], path: str) -> ImportedHead:
     weights = as_float32({_head_name(name): tensors[name] for name in tensors}, path=path)
     layers = sorted(int(m[1]) for n in weights if (m := re.fullmatch(r"mlp\.(\d+)\.weight", n)))
     prototypes = weights.get("last_layer.weight_v")
-    if not layers or prototypes is None or weights[f"mlp.{layers[0]}.weight"].ndim != 2:
+    linear = weights[f"mlp.{layers[0]}.weight"] if layers else None
+    matrices = [t for t in (linear, prototypes) if t is not None and t.ndim == 2 and t.numel()]
+    if linear is None or prototypes is None or len(matrices) < 2:
         msg = "needs linear layers mlp.0, mlp.2, ... and weight-normalised prototypes last_layer.*"
         raise EncoderError(path, f"{msg}; got {sorted(tensors)[:5]}. Choose a head of dinov2's.")
-    hidden, width = weights[f"mlp.{layers[0]}.weight"].shape
+    hidden, width = linear.shape
     sizes = {
         "width": width,
         "n_prototypes": prototypes.shape[0],
@@ -259,3 +264,16 @@ def _refuse_unequal(networks: Mapping[str, ImportedNetwork], path: str | Path) -
     if len(sizes) == 2 and sizes["student"] != sizes["teacher"]:
         msg = f"has unlike heads in student {sizes['student']} and teacher {sizes['teacher']}. "
         raise EncoderError(path, msg + "Take the file of one run.")
+
+
+def _refuse_misfit_centers(
+    centers: Mapping[str, Tensor], networks: Mapping[str, ImportedNetwork], path: str | Path
+) -> None:
+    """A centre has one value a prototype of the head that it belongs to."""
+    network = networks.get("teacher") or networks["student"]
+    heads = {"dino": network.dino_head, "ibot": network.ibot_head or network.dino_head}
+    for name, center in centers.items():
+        n_prototypes = heads[name].sizes["n_prototypes"]
+        if center.numel() != n_prototypes:
+            msg = f"has a centre of {name} of {center.numel()} values for {n_prototypes} prototypes"
+            raise EncoderError(path, f"{msg}. Take the file of one run.")

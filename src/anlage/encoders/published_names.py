@@ -59,7 +59,8 @@ def in_our_names(weights: Mapping[str, Tensor], *, path: str | Path) -> Publishe
 
     Raises:
         EncoderError: If no encoder with a class token is found, several are and none is the
-            teacher's, two tensors want one name, or a tensor outside the encoder is unknown.
+            teacher's, two tensors want one name, a tensor outside the encoder is unknown, or
+            tokens and positions do not fit.
     """
     plain = _unique(((without_wrappers(name), name) for name in weights), path)
     prefix = _prefix(plain, path)
@@ -134,6 +135,12 @@ def _fold_positions(
         msg = "needs a learned pos_embed of shape (1, N, D); got "
         msg += "none" if position is None else f"shape {tuple(position.shape)}"
         raise EncoderError(path, msg + ". Rotary and relative positions cannot be converted.")
+    for name in ("cls_token", "reg_token"):  # a sum would spread a shorter one
+        tensor = tensors.get(name)
+        if tensor is not None and (tensor.ndim != 3 or tensor.shape[::2] != position.shape[::2]):
+            msg = f"tensor {name!r} needs {position.shape[2]} values a token, as pos_embed; got "
+            msg += f"shape {tuple(tensor.shape)}. Choose a vision transformer of timm or DINOv2."
+            raise EncoderError(path, msg)
     n_registers = tensors["reg_token"].shape[1] if "reg_token" in tensors else 0
     n_lead = _n_lead(position.shape[1], n_registers)
     if n_lead is None:

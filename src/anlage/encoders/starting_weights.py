@@ -124,20 +124,35 @@ def _timm_model(source: str) -> nn.Module:
 
 
 def _refuse_other_function(source: str, model: nn.Module) -> None:
-    """Refuse what the tensors alone would not show: another class, activation or epsilon."""
+    """Refuse what the tensors alone would not show: another class, order, activation or epsilon."""
     from timm.models.vision_transformer import VisionTransformer as TimmVisionTransformer
 
     if type(model) is not TimmVisionTransformer:
         msg = f"is timm's {type(model).__name__}. Choose a VisionTransformer of timm's."
         raise EncoderError(source, msg)
-    for name, module in model.named_modules():
-        activation = name.endswith(".act") and type(module) not in {nn.GELU, nn.SiLU}
-        if activation or getattr(module, "approximate", "none") != "none":
-            msg = f"computes with {module} at {name}. Choose an encoder with GELU or SwiGLU."
-            raise EncoderError(source, msg)
+    for number, block in enumerate(model.blocks):
+        _refuse_other_block(source, number, block)
+    for module in model.modules():
         if isinstance(module, nn.LayerNorm) and module.eps != 1e-6:
             msg = f"has LayerNorms of eps {module.eps:g}; ours have 1e-06. Choose another encoder."
             raise EncoderError(source, msg)
+
+
+def _refuse_other_block(source: str, number: int, block: Any) -> None:  # noqa: ANN401 - timm's
+    from timm.layers.mlp import GluMlp
+    from timm.models.vision_transformer import Block
+
+    if type(block) is not Block:
+        msg = f"has a {type(block).__name__} at blocks.{number}. Choose an encoder of plain Blocks."
+        raise EncoderError(source, msg)
+    activation = getattr(block.mlp, "act", None)
+    usual = nn.SiLU if isinstance(block.mlp, GluMlp) else nn.GELU
+    is_exact = getattr(activation, "approximate", "none") == "none"
+    gate_last = getattr(block.mlp, "gate_last", False)
+    if type(activation) is not usual or not is_exact or gate_last:
+        told = f"{activation} at blocks.{number}.mlp.act" + (", its gate last" if gate_last else "")
+        msg = f"computes with {told}. Choose an encoder with GELU or SwiGLU."
+        raise EncoderError(source, msg)
 
 
 def _published(model: nn.Module) -> dict[str, Any]:

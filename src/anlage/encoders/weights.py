@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from anlage.encoders.adapt import adapt_patch_projection, adapt_position_grid
-from anlage.encoders.encoder_sizes import EncoderSizes, encoder_sizes
+from anlage.encoders.encoder_sizes import EncoderSizes, encoder_sizes, mlp_ratio_of
 from anlage.encoders.published_names import in_our_names
 from anlage.encoders.weight_files import as_float32
 from anlage.errors import EncoderError
@@ -84,9 +84,10 @@ def _refuse_other_sizes(theirs: EncoderSizes, ours: EncoderSizes, path: str | Pa
     for name in MUST_EQUAL:
         found, asked = getattr(theirs, name), getattr(ours, name)
         if found != asked:
-            key = "mlp_ratio" if name == "hidden" else name
+            is_hidden = name == "hidden"
+            key, value = ("mlp_ratio", mlp_ratio_of(theirs, path)) if is_hidden else (name, found)
             msg = f"has {name} {found!r}, and this architecture {asked!r}. "
-            raise EncoderError(path, msg + f"Set model.{key} to its value, or start elsewhere.")
+            raise EncoderError(path, msg + f"Set model.{key} to {value}, or start elsewhere.")
     if ours.has_layer_scale and not theirs.has_layer_scale:
         msg = "has no LayerScale, and the first gains of this architecture would mute its blocks. "
         raise EncoderError(path, msg + "Set model.layer_scale to null.")
