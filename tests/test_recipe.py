@@ -208,3 +208,11 @@ def test_a_size_by_name_fills_in_its_fields_and_is_changed_by_those_beside_it(
     config = Architecture.model_validate({"size": "vit-s16", "n_registers": 2})
     assert (config.width, config.depth, config.patch_px, config.n_registers) == (384, 12, 16, 2)
     assert "size" not in config.model_dump()
+
+
+def test_a_size_leaves_the_overrides_beside_it_in_whatever_order_they_come() -> None:
+    overrides = ["model.stochastic_depth=0.3", "model.size=vit-s16", "steps=7"]
+    for order in (overrides, overrides[::-1]):
+        config = load_recipe("tiny", TilePretrainConfig, overrides=[*order, "model.size=vit-s8"])
+        assert (config.model.stochastic_depth, config.model.patch_px) == (0.3, 8)
+        assert config.model.width == 384

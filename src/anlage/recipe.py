@@ -34,7 +34,8 @@ def load_recipe(
     Args:
         recipe: Name of a recipe of the package, or path of a YAML file.
         config: The frozen pydantic model the recipe must fill.
-        overrides: Changes as ``dotted.key=value``, the value in YAML (``optimizer.peak_lr=1e-4``).
+        overrides: Changes as ``dotted.key=value``, the value in YAML (``optimizer.peak_lr=1e-4``);
+            a ``size`` before the others, and the last one of a key wins.
 
     Returns:
         The checked configuration.
@@ -44,7 +45,8 @@ def load_recipe(
             one is named), missing, of the wrong type or contradictory.
     """
     tree = _read(recipe, depth=0)
-    for override in overrides:
+    # a size begins its section anew, so it comes before the fields that stand beside it
+    for override in sorted(overrides, key=lambda told: not told.split("=")[0].endswith(f".{SIZE}")):
         tree = merged(tree, _as_tree(str(recipe), override))
     return checked(tree, config, name=str(recipe))
 
@@ -146,7 +148,10 @@ def _known_keys(config: type[BaseModel], prefix: str = "") -> list[str]:
     keys: list[str] = []
     for name, field in config.model_fields.items():
         keys.append(prefix + name)
-        for inner in (field.annotation, *get_args(field.annotation)):  # a section, or one of a union
+        for inner in (
+            field.annotation,
+            *get_args(field.annotation),
+        ):  # a section or one of a union
             if isinstance(inner, type) and issubclass(inner, BaseModel):
                 keys.extend(_known_keys(inner, f"{prefix}{name}."))
     return keys

@@ -155,3 +155,9 @@ def test_the_table_cannot_be_changed_through_what_it_gives() -> None:
 def test_an_unknown_name_is_refused_with_the_nearest(wrong: str, near: str) -> None:
     with pytest.raises(ValueError, match=f"got '{wrong}'. The nearest is '{near}'"):
         size_arguments(wrong)
+
+
+@pytest.mark.parametrize("wrong", [5, None, ["vit-s16"]])
+def test_a_name_that_is_no_text_is_refused(wrong: object) -> None:
+    with pytest.raises(ValueError, match=r"size_arguments: needs one of vit-ti16"):
+        size_arguments(wrong)  # type: ignore[arg-type]

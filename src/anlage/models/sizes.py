@@ -20,8 +20,8 @@ def size_arguments(name: str) -> dict[str, Any]:
     Raises:
         ValueError: If no size has this name.
     """
-    if name not in SIZES:
-        typed = name.replace("-G", "-bigg").lower()
+    if not isinstance(name, str) or name not in SIZES:
+        typed = str(name).replace("-G", "-bigg").lower()
         near = get_close_matches(typed, SIZES, n=1, cutoff=0)[0]
         msg = (
             f"size_arguments: needs one of {', '.join(SIZES)}; got {name!r}. "
