@@ -58,7 +58,8 @@ def test_a_recipe_goes_on_with_them(tmp_path: Path, catalogue: Catalogue) -> Non
     assert result.is_finished
     _, before, _ = load_newest_checkpoint(source / "checkpoints")
     _, after, provenance = load_newest_checkpoint(tmp_path / "run" / "checkpoints")
-    assert provenance["init"] == {"source": str(source), "kind": "run", "step": 1250}
+    told = {name: provenance["init"][name] for name in ("source", "kind", "step")}
+    assert told == {"source": str(source), "kind": "run", "step": 1250}
     for name, tensor in before["teacher"].items():
         assert torch.equal(after["teacher"][name], tensor), name
     moved = [n for n, t in before["student"].items() if not torch.equal(after["student"][n], t)]
@@ -86,3 +87,18 @@ def test_refusals_leave_nothing_behind(tmp_path: Path) -> None:
     run = imported(tmp_path, training_checkpoint())
     with pytest.raises(CheckpointError, match="holds checkpoints already"):
         import_run(tmp_path / "checkpoint.pth", run, mpp=0.5, n_heads=3, **COLOURS)
+
+
+def test_nothing_is_written_where_the_encoder_cannot_be(tmp_path: Path) -> None:
+    torch.save(training_checkpoint(), tmp_path / "checkpoint.pth")
+    run, sizes = tmp_path / "run", {"mpp": 0.5, "n_heads": 3}
+    flat = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.0)}
+    with pytest.raises(CheckpointError, match="patches of 14 px, which do not fill tiles of 60"):
+        import_run(tmp_path / "checkpoint.pth", run, tile_px=60, **sizes, **COLOURS)
+    with pytest.raises(ValueError, match="greater than 0"):
+        import_run(tmp_path / "checkpoint.pth", run, tile_px=56, **sizes, **flat)
+    assert not run.exists()
+    (run / "encoder").mkdir(parents=True)
+    with pytest.raises(CheckpointError, match="holds an encoder already"):
+        import_run(tmp_path / "checkpoint.pth", run, tile_px=56, **sizes, **COLOURS)
+    assert not (run / "checkpoints").exists()

@@ -179,6 +179,9 @@ def import_run_command(
     """Take a dinov2 checkpoint with its heads over, to go on training (init.run=RUN)."""
     from anlage.training.import_run import import_run
 
+    if not all(deviation > 0 for deviation in std):
+        msg = f"--std needs deviations above 0; got {std}."
+        raise typer.BadParameter(msg)
     notes = import_run(
         checkpoint, run, mpp=mpp, tile_px=tile_px, mean=mean, std=std, n_heads=n_heads
     )

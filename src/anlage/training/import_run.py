@@ -50,15 +50,18 @@ def import_run(
 
     Raises:
         EncoderError: If the file is no whole dinov2 checkpoint.
-        CheckpointError: If the folder holds a run, or the heads are of a shape that ours are not.
+        CheckpointError: If the folder holds a run, the heads are of a shape that ours are not, or
+            patches do not fill a tile.
+        ValueError: If a deviation is not above 0.
     """
-    refuse_existing_run(run_dir)
-    if (run_dir / "checkpoints").exists():
-        raise CheckpointError(run_dir, "holds checkpoints already. Name another folder.")
+    _refuse_used_folder(run_dir)
     found = read_dinov2_checkpoint(checkpoint, n_heads=n_heads)
     network = found.teacher or found.student
     assert network is not None, "a checkpoint holds one of the two"
     architecture = Architecture.model_validate(found.architecture)
+    if tile_px % architecture.patch_px:
+        msg = f"has patches of {architecture.patch_px} px, which do not fill tiles of {tile_px}. "
+        raise CheckpointError(checkpoint, msg + "Give a tile_px that they fill.")
     head = _sizes(checkpoint, network.dino_head)
     patch_head = None if network.ibot_head is None else _sizes(checkpoint, network.ibot_head)
     config = {
@@ -78,20 +81,24 @@ def import_run(
         "teacher": weights,
         "centers": _centers(found.centers, network),
     }
-    save_checkpoint(run_dir / "checkpoints", state, step=step, provenance=provenance, keep=1)
-    save_encoder(
-        run_dir / "encoder",
-        holder.encoder,
-        EncoderConfig(
-            architecture=architecture.model_dump(),
-            tile_px=tile_px,
-            mpp=mpp,
-            mean=mean,
-            std=std,
-            provenance=provenance,
-        ),
+    described = EncoderConfig(
+        architecture=architecture.model_dump(),
+        tile_px=tile_px,
+        mpp=mpp,
+        mean=mean,
+        std=std,
+        provenance=provenance,
     )
+    save_encoder(run_dir / "encoder", holder.encoder, described)
+    save_checkpoint(run_dir / "checkpoints", state, step=step, provenance=provenance, keep=1)
     return found.notes
+
+
+def _refuse_used_folder(run_dir: Path) -> None:
+    refuse_existing_run(run_dir)
+    for name, what in (("checkpoints", "checkpoints"), ("encoder", "an encoder")):
+        if (run_dir / name).exists():
+            raise CheckpointError(run_dir, f"holds {what} already. Name another folder.")
 
 
 def _sizes(checkpoint: Path, head: ImportedHead) -> Head:
