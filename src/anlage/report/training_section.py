@@ -93,7 +93,7 @@ def _charts(
         ("RankMe", {"RankMe": of("rankme")}, {"note": RANKME}),
         ("Teacher entropy", {"entropy": of("teacher_entropy")}, {"note": ENTROPY} | top),
         ("Gradient norm", norms, {"note": "Before clipping, of each network."} | clip),
-        ("Learning rate", {"rate": of("lr")}, {"note": "Linear warm-up, then a cosine."}),
+        ("Learning rate", {"rate": of("lr")}, {"note": "Linear warm-up, then as the recipe says."}),
         ("Teacher momentum", {"momentum": of("teacher_momentum")}, {"note": MOMENTUM}),
         ("Speed", {"tiles per second": of("tiles_per_s")}, {"note": "Reading and training."}),
         ("Waiting for data", {"% of the step": shares}, {"note": WAITING}),
