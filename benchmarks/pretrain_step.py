@@ -342,7 +342,7 @@ def memory_alone(
 
 
 def memory_mb(field: str) -> float:
-    """A field of this process, MiB; its peak ``VmHWM`` leaves out parents (``ru_maxrss`` does not)."""
+    """A field of this process, MiB; unlike ``ru_maxrss``, its peak ``VmHWM`` leaves out parents."""
     lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(field)) / 1024
 

@@ -7,6 +7,7 @@ tiles of a piece, E bottleneck width, P prototypes.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -83,6 +84,18 @@ class PrototypeScores:
         for start in range(0, self.n_tiles, step):
             yield slice(start, min(start + step, self.n_tiles))
 
+    @contextmanager
+    def kept(self, *, memory_mb: float) -> Iterator[None]:
+        """Keeps all scores within, if they fit this memory (MiB), while there is room for more."""
+        if self._kept_GBP is not None or self._megabytes() > memory_mb or not self.n_tiles:
+            yield
+            return
+        self._kept_GBP = self._scored(self.bottleneck_GBE)
+        try:
+            yield
+        finally:
+            self._kept_GBP = None
+
     def shifted(self, tiles: slice, by_P: Tensor) -> Tensor:
         """Scores of some tiles plus one number a prototype, (G, b, P), the caller's own."""
         if self._kept_GBP is not None:
@@ -96,6 +109,10 @@ class PrototypeScores:
         part.bottleneck_GBE = self.bottleneck_GBE[:, tiles]
         part._kept_GBP = None if self._kept_GBP is None else self._kept_GBP[:, tiles]
         return part
+
+    def _megabytes(self) -> float:
+        n_rows = len(self.bottleneck_GBE) * self.n_tiles
+        return n_rows * self.n_prototypes * BYTES / 2**20
 
     @torch.no_grad()
     def _scored(self, bottleneck_GBE: Tensor) -> Tensor:
@@ -279,7 +296,8 @@ def _pieces_loss(score_VbP: Tensor, target_GbP: Tensor, pairs_VG: Tensor) -> Ten
     total_Vb1 = score_VbP.sub_(largest_Vb1).exp_().sum(dim=-1, keepdim=True)
     score_VbP.mul_(mass_V1[..., None] / total_Vb1).sub_(wanted_VbP)
     lse_Vb = (largest_Vb1 + total_Vb1.log())[..., 0]
-    return (mass_V1 * lse_Vb - agreement_Vb).sum(dim=0)
+    loss_b: Tensor = (mass_V1 * lse_Vb - agreement_Vb).sum(dim=0)
+    return loss_b
 
 
 def _as_factor(prototypes_PE: Tensor, dtype: torch.dtype | None) -> Tensor:

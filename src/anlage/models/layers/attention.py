@@ -72,7 +72,7 @@ class SelfAttention(nn.Module):
         return linear_after(_packed, *mixed_RBND, layer=with_gain(self.proj, gain))
 
     def _mixed(self, qkv_TF: Tensor, shapes: Sequence[SequenceShape]) -> list[Tensor]:
-        qkv_T3HE = qkv_TF.unflatten(-1, (3, self.n_heads, -1))
+        qkv_T3HE = qkv_TF.view(len(qkv_TF), 3, self.n_heads, -1)
         return [self._attend(qkv_BN3HE) for qkv_BN3HE in unpack(qkv_T3HE, shapes)]
 
     def _attend(self, qkv_BN3HE: Tensor) -> Tensor:
