@@ -22,7 +22,8 @@ COLOURS = {"mean": (0.5, 0.5, 0.5), "std": (0.25, 0.25, 0.25)}
 AS_IMPORTED = (
     *("model.image_px=56", "model.patch_px=14", "model.width=96", "model.depth=3"),
     *("model.n_heads=3", "model.n_registers=0", "model.layer_scale=1e-5"),
-    *("model.stochastic_depth=0", "head.n_prototypes=50", "head.hidden=40", "head.bottleneck=24"),
+    *("mean=[0.5, 0.5, 0.5]", "std=[0.25, 0.25, 0.25]", "model.stochastic_depth=0"),
+    *("head.n_prototypes=50", "head.hidden=40", "head.bottleneck=24"),
     "patch_head={n_prototypes: 50, hidden: 40, bottleneck: 24}",
     *("views.source_px=64", "views.global_px=56", "views.local_px=28", "encoder.tile_px=56"),
 )
@@ -85,7 +86,7 @@ def test_refusals_leave_nothing_behind(tmp_path: Path) -> None:
         import_run(tmp_path / "cut.pth", tmp_path / "run", mpp=0.5, n_heads=3, **COLOURS)
     assert not (tmp_path / "run").exists()
     run = imported(tmp_path, training_checkpoint())
-    with pytest.raises(CheckpointError, match="holds checkpoints already"):
+    with pytest.raises(CheckpointError, match="holds an imported run"):
         import_run(tmp_path / "checkpoint.pth", run, mpp=0.5, n_heads=3, **COLOURS)
 
 
@@ -102,3 +103,18 @@ def test_nothing_is_written_where_the_encoder_cannot_be(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="holds an encoder already"):
         import_run(tmp_path / "checkpoint.pth", run, tile_px=56, **sizes, **COLOURS)
     assert not (run / "checkpoints").exists()
+
+
+def test_an_imported_run_is_no_run_to_write_into_and_its_colours_are_kept(
+    tmp_path: Path, catalogue: Catalogue
+) -> None:
+    source = imported(tmp_path, training_checkpoint())
+    before = {path: path.read_bytes() for path in source.rglob("*") if path.is_file()}
+    config = micro_config("steps=2", f"init.run={source}", *AS_IMPORTED)
+    for resume in (False, True):
+        with pytest.raises(CheckpointError, match="Name another folder, and set init.run to this"):
+            pretrain_tiles(config, catalogue, source, device="cpu", resume=resume)
+    assert {path: path.read_bytes() for path in before} == before
+    other = micro_config("steps=2", f"init.run={source}", *AS_IMPORTED, "std=[0.5, 0.5, 0.5]")
+    with pytest.raises(CheckpointError, match=r"std was .0.25, 0.25, 0.25., is now .0.5, 0.5, 0.5"):
+        pretrain_tiles(other, catalogue, tmp_path / "run", device="cpu")

@@ -96,9 +96,8 @@ def import_run(
 
 def _refuse_used_folder(run_dir: Path) -> None:
     refuse_existing_run(run_dir)
-    for name, what in (("checkpoints", "checkpoints"), ("encoder", "an encoder")):
-        if (run_dir / name).exists():
-            raise CheckpointError(run_dir, f"holds {what} already. Name another folder.")
+    if (run_dir / "encoder").exists():
+        raise CheckpointError(run_dir, "holds an encoder already. Name another folder.")
 
 
 def _sizes(checkpoint: Path, head: ImportedHead) -> Head:

@@ -18,6 +18,10 @@ from anlage.slides.catalogue import Catalogue
 
 LOGGER = logging.getLogger(__name__)
 FORMAT = "run/1"
+IMPORTED = (
+    "holds an imported run, which begins no steps of its own. Name another folder, and set "
+    "init.run to this one."
+)
 MOST_LISTED_SLIDES = 100_000  # beyond, the catalogue's fingerprint stands for them all
 
 
@@ -81,11 +85,13 @@ def refuse_existing_run(run_dir: Path) -> None:
     """Refuse a folder that holds a run, before anything in it is touched.
 
     Raises:
-        CheckpointError: If there is a ``run.json``.
+        CheckpointError: If there is a ``run.json``, or what ``anlage import-run`` wrote.
     """
     if (run_dir / "run.json").exists():
         message = "holds a run already. Add --resume to go on with it, or name another folder."
         raise CheckpointError(run_dir, message)
+    if any((run_dir / "checkpoints").glob("step-*.json")):
+        raise CheckpointError(run_dir, IMPORTED)
 
 
 def has_begun(run_dir: Path) -> bool:
@@ -100,8 +106,10 @@ def compare_records(run_dir: Path, *, old: Mapping[str, Any], new: Mapping[str, 
     """Refuse to resume a run with another recipe or other slides, naming what differs.
 
     Raises:
-        CheckpointError: If the configuration or the catalogue differs.
+        CheckpointError: If the configuration or the catalogue differs, or it is an imported run.
     """
+    if old.get("format") != FORMAT:
+        raise CheckpointError(run_dir, IMPORTED)
     before, now = _flat(old["config"]), _flat(new["config"])
     keys = sorted(k for k in before.keys() | now.keys() if before.get(k) != now.get(k))
     if keys:

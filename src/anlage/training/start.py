@@ -86,13 +86,17 @@ def networks_of_run(run_dir: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 def refuse_other_networks(
     run_dir: Path, made_with: Mapping[str, Any], config: TilePretrainConfig
 ) -> None:
-    """Refuse a run whose networks are not those of the recipe, naming what differs.
+    """Refuse a run whose networks or colours are not those of the recipe, naming what differs.
 
     Raises:
         CheckpointError: If the model or a head differs.
     """
     wanted = config.model_dump(mode="json")
-    differences = []
+    differences = [
+        f"{name} was {made_with[name]!r}, is now {wanted[name]!r}"
+        for name in ("mean", "std")
+        if name in made_with and list(made_with[name]) != list(wanted[name])
+    ]
     for section in ("model", "head", "patch_head"):
         theirs, ours = made_with.get(section), wanted[section]
         if theirs is None or ours is None:
@@ -100,7 +104,7 @@ def refuse_other_networks(
                 differences.append(f"{section} was {theirs!r}, is now {ours!r}")
             continue
         for name in ours.keys() - NOT_OF_WEIGHTS:
-            if theirs.get(name) != ours[name]:
+            if _as_weights_see(name, theirs.get(name)) != _as_weights_see(name, ours[name]):
                 before = theirs.get(name)
                 differences.append(f"{section}.{name} was {before!r}, is now {ours[name]!r}")
     if differences:
@@ -109,6 +113,11 @@ def refuse_other_networks(
             "recipe, or name its encoder alone in init.encoder, which adapts patches and positions."
         )
         raise CheckpointError(run_dir, msg)
+
+
+def _as_weights_see(name: str, value: object) -> object:
+    """LayerScale is there or not; with which gain it began does not matter any more."""
+    return value is not None if name == "layer_scale" else value
 
 
 def load_teacher(run_dir: Path) -> tuple[EncoderWithHeads, dict[str, Any]]:

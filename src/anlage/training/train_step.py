@@ -154,8 +154,8 @@ def _parts(training: Training, batch: TileBatch) -> list[Part]:
         cut = views(pixels[tiles], batch.g[tiles], spec=config.views, seed=config.seed)
         parts.append(
             Part(
-                global_crops=(cut.global_crops - mean) / std,
-                local_crops=(cut.local_crops - mean) / std,
+                global_crops=cut.global_crops.sub_(mean).div_(std),
+                local_crops=cut.local_crops.sub_(mean).div_(std),
                 tiles=tiles,
                 masked=_masked(training, batch.g[tiles]),
             )
@@ -237,7 +237,8 @@ def _stop(
         training.run_dir,
         f"{what} at step {training.step} ({terms}); no weight was changed.{first} "
         f"Tiles: {_tile_names(batch, guilty or None)}. {saved}. Look at these tiles, lower "
-        "optimizer.peak_lr, or use precision=fp32; --resume goes on from the last checkpoint.",
+        "optimizer.peak_lr or use precision=fp32 in a new run (init.run begins it at this one's "
+        "last checkpoint), or --resume as it is.",
     )
 
 
