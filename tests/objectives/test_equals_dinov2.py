@@ -26,7 +26,8 @@ def test_sinkhorn() -> None:
 
 def test_centering() -> None:
     center = torch.from_numpy(inputs.CENTER)
-    targets = centered_targets(TEACHER_CLS.flatten(0, 1), center, temperature=inputs.TEACHER_TEMPERATURE)
+    rows, temperature = TEACHER_CLS.flatten(0, 1), inputs.TEACHER_TEMPERATURE
+    targets = centered_targets(rows, center, temperature=temperature)
     torch.testing.assert_close(targets[0], torch.tensor(GOLDEN["centered_first_row"]))
     following = next_center(center, TEACHER_CLS)
     torch.testing.assert_close(following, torch.tensor(GOLDEN["next_center"]))

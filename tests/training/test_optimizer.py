@@ -6,15 +6,16 @@ import pytest
 import torch
 from torch import nn
 
+from anlage.training.network_config import Architecture, Head
+from anlage.training.networks import EncoderWithHeads
 from anlage.training.optimizer import (
     build_optimizer,
     clip_gradients,
     learning_rate_factor,
     set_rates,
 )
-from anlage.training.student_teacher import EncoderWithHead
-from anlage.training.network_config import Architecture, Head
 from anlage.training.optimizer_config import Optimisation
+from anlage.training.stable_adamw import StableAdamW
 
 ARCHITECTURE = Architecture(
     image_px=16, patch_px=8, width=16, depth=2, n_heads=2, n_registers=1, layer_scale=1e-5
@@ -41,7 +42,7 @@ def test_layer_decay(name: str, factor: float) -> None:
 
 
 def test_every_parameter_is_in_one_group_with_the_right_decay() -> None:
-    student = EncoderWithHead(ARCHITECTURE, HEAD)
+    student = EncoderWithHeads(ARCHITECTURE, HEAD, HEAD)
     optimizer = build_optimizer(student, Optimisation(peak_lr=1.0), depth=2)
     names = {id(p): n for n, p in student.named_parameters()}
     grouped = [(names[id(p)], g) for g in optimizer.param_groups for p in g["params"]]
@@ -55,7 +56,7 @@ def test_every_parameter_is_in_one_group_with_the_right_decay() -> None:
 
 def test_frozen_prototypes_do_not_move_and_then_do() -> None:
     torch.manual_seed(0)
-    student = EncoderWithHead(ARCHITECTURE, HEAD)
+    student = EncoderWithHeads(ARCHITECTURE, HEAD, HEAD)
     optimizer = build_optimizer(student, Optimisation(peak_lr=0.1), depth=2)
     last = {n: p for n, p in student.named_parameters() if "last_layer" in n}
     before = {n: p.detach().clone() for n, p in last.items()}
@@ -82,7 +83,7 @@ def test_networks_are_clipped_apart() -> None:
 
 
 def test_every_group_gets_its_own_rate_and_decay() -> None:
-    student = EncoderWithHead(ARCHITECTURE, HEAD)
+    student = EncoderWithHeads(ARCHITECTURE, HEAD, HEAD)
     config = Optimisation(peak_lr=1.0, layer_decay=0.5, patch_embed_lr=0.2)
     optimizer = build_optimizer(student, config, depth=2)
     set_rates(optimizer, lr=0.1, weight_decay=0.3, prototypes_frozen=False)
@@ -92,3 +93,29 @@ def test_every_group_gets_its_own_rate_and_decay() -> None:
         assert group[id(parameter)]["lr"] == pytest.approx(0.1 * factor), name
         spared = name.endswith(".bias") or "norm" in name or "gamma" in name
         assert group[id(parameter)]["weight_decay"] == (0.0 if spared else 0.3), name
+
+
+def test_a_frozen_encoder_does_not_move_while_its_heads_do() -> None:
+    torch.manual_seed(0)
+    student = EncoderWithHeads(ARCHITECTURE, HEAD, None)
+    optimizer = build_optimizer(student, Optimisation(peak_lr=0.1), depth=2)
+    before = {n: p.detach().clone() for n, p in student.named_parameters()}
+    set_rates(optimizer, lr=0.1, weight_decay=0.1, prototypes_frozen=False, encoder_frozen=True)
+    for parameter in student.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    for name, parameter in student.named_parameters():
+        assert torch.equal(parameter, before[name]) is name.startswith("encoder."), name
+
+
+def test_the_recipe_chooses_the_optimiser() -> None:
+    student = EncoderWithHeads(ARCHITECTURE, HEAD, None)
+    stable = Optimisation(
+        kind="stable_adamw", peak_lr=0.1, clip_norm=None, betas=(0.8, 0.95), epsilon=1e-6
+    )
+    made = build_optimizer(student, stable, depth=2)
+    assert isinstance(made, StableAdamW)
+    assert {(g["betas"], g["eps"]) for g in made.param_groups} == {((0.8, 0.95), 1e-6)}
+    plain = build_optimizer(student, Optimisation(peak_lr=0.1, epsilon=1e-5), depth=2)
+    assert isinstance(plain, torch.optim.AdamW)
+    assert {g["eps"] for g in plain.param_groups} == {1e-5}

@@ -42,7 +42,9 @@ def objective(targets: str, spread: str, **changes) -> Objective:
     )
 
 
-def network(seed: int, *, has_untied_heads: bool = True, stochastic_depth: float = 0.0) -> EncoderWithHeads:
+def network(
+    seed: int, *, has_untied_heads: bool = True, stochastic_depth: float = 0.0
+) -> EncoderWithHeads:
     """A network whose weights are large enough for images to look different to it."""
     torch.manual_seed(seed)
     made = EncoderWithHeads(
@@ -98,9 +100,7 @@ def parts_of(views, masks, n_parts: int) -> list[Part]:
     made = []
     for first in range(0, N_TILES, size):
         tiles = slice(first, first + size)
-        cut = [
-            view.unflatten(0, (-1, N_TILES))[:, tiles].flatten(0, 1) for view in (*views, masks)
-        ]
+        cut = [view.unflatten(0, (-1, N_TILES))[:, tiles].flatten(0, 1) for view in (*views, masks)]
         hidden = MaskedPatches.of(cut[2], device=torch.device("cpu"))
         made.append(Part(cut[0], cut[1], tiles, hidden))
     return made
@@ -200,9 +200,7 @@ def test_parts_and_pieces_give_the_gradient_of_the_whole_step(
     whole, _ = step_of(*given, anchor=anchor)
     wanted = gradients(exact[0])
     for n_parts in (2, 4):
-        parted, _ = step_of(
-            *given, anchor=anchor, n_parts=n_parts, prototype_memory_mb=memory_mb
-        )
+        parted, _ = step_of(*given, anchor=anchor, n_parts=n_parts, prototype_memory_mb=memory_mb)
         found = gradients(exact[0])
         assert found.keys() == wanted.keys()
         for name, gradient in wanted.items():
