@@ -16,6 +16,7 @@ from torch import Tensor
 from anlage.objectives.refusals import need_positive
 
 BYTES = 4  # scores are float32
+CPU_PIECE_MB = 80.0  # tensors of 32 MiB are new memory each time: filling one costs five passes
 
 
 class PrototypeScores:
@@ -54,7 +55,7 @@ class PrototypeScores:
         self.temperature, self.memory_mb = temperature, memory_mb
         self.axes_PE = _as_factor(self.prototypes_PE, dtype)
         self._kept_GBP: Tensor | None = None
-        if tiles_a_piece(self, n_rows=len(bottleneck_GBE)) >= self.n_tiles > 0:
+        if tiles_a_piece(self, n_rows=len(bottleneck_GBE), is_whole=True) >= self.n_tiles > 0:
             self._kept_GBP = self._scored(self.bottleneck_GBE)
 
     @property
@@ -80,7 +81,7 @@ class PrototypeScores:
             n_rows: Rows of P numbers that are held for a tile; the views' scores and two times
                 as many beside them if None.
         """
-        step = tiles_a_piece(self, n_rows=n_rows or 3 * len(self.bottleneck_GBE))
+        step = tiles_a_piece(self, n_rows=n_rows or 3 * len(self.bottleneck_GBE), is_whole=False)
         for start in range(0, self.n_tiles, step):
             yield slice(start, min(start + step, self.n_tiles))
 
@@ -116,14 +117,25 @@ class PrototypeScores:
 
     @torch.no_grad()
     def _scored(self, bottleneck_GBE: Tensor) -> Tensor:
-        score_RP = _product(bottleneck_GBE.flatten(0, 1), self.axes_PE.T)
-        return score_RP.div_(self.temperature).view(*bottleneck_GBE.shape[:2], self.n_prototypes)
+        rows_RE = bottleneck_GBE.flatten(0, 1)
+        score_RP = _product(rows_RE, self.axes_PE.T, over=self.temperature)
+        return score_RP.view(*bottleneck_GBE.shape[:2], self.n_prototypes)
 
 
-def tiles_a_piece(scores: PrototypeScores, *, n_rows: int) -> int:
-    """Tiles whose score rows, ``n_rows`` each, fit the memory; at least one."""
+def tiles_a_piece(scores: PrototypeScores, *, n_rows: int, is_whole: bool) -> int:
+    """Tiles whose score rows, ``n_rows`` each, fit the memory; at least one.
+
+    Args:
+        scores: The scores.
+        n_rows: Rows of P numbers for each tile.
+        is_whole: Whether they are made once and kept; else pieces are no larger on a CPU than it
+            gives and takes back quickly.
+    """
+    memory_mb = scores.memory_mb
+    if scores.prototypes_PE.device.type == "cpu" and not is_whole:
+        memory_mb = min(memory_mb, CPU_PIECE_MB)
     row_bytes = BYTES * scores.n_prototypes
-    return max(1, int(scores.memory_mb * 2**20 / (row_bytes * max(n_rows, 1))))
+    return max(1, int(memory_mb * 2**20 / (row_bytes * max(n_rows, 1))))
 
 
 class PrototypeTargets:
@@ -254,13 +266,11 @@ class _CrossEntropy(torch.autograd.Function):
             rows_held = 2 * len(pairs_VG[0]) + 2 * n_views  # targets and scores, in two forms each
             for tiles in targets.scores.pieces(n_rows=rows_held):
                 piece_RE = student_VBE[:, tiles].flatten(0, 1)
-                score_VbP = _product(piece_RE, axes_PE.T).div_(temperature)
+                score_VbP = _product(piece_RE, axes_PE.T, over=temperature)
                 score_VbP = score_VbP.view(n_views, -1, len(prototypes_PE))
-                per_tile_B[tiles] = _pieces_loss(score_VbP, targets.of(tiles), pairs_VG)
-                if grad_VBE is None and grad_PE is None:
-                    continue
-                scale_b1 = weight_B[tiles, None] / temperature
-                change_RP = score_VbP.mul_(scale_b1).flatten(0, 1)  # now the loss's gradient
+                scale_b = weight_B[tiles] / temperature
+                per_tile_B[tiles] = _pieces_loss(score_VbP, targets.of(tiles), pairs_VG, scale_b)
+                change_RP = score_VbP.flatten(0, 1)  # now the loss's gradient
                 if grad_VBE is not None:
                     change_RE = _product(change_RP, axes_PE)
                     grad_VBE[:, tiles] = change_RE.view(n_views, -1, change_RE.shape[1])
@@ -281,20 +291,21 @@ class _CrossEntropy(torch.autograd.Function):
         return (*found, None)
 
 
-def _pieces_loss(score_VbP: Tensor, target_GbP: Tensor, pairs_VG: Tensor) -> Tensor:
-    """Loss of each tile of a piece, (b,).
-
-    Leaves d loss / d score in ``score_VbP``; ``target_GbP`` may be changed as well.
-    """
-    if pairs_VG.numel() == 1:
-        wanted_VbP = target_GbP.mul_(pairs_VG)
-    else:
+def _pieces_loss(
+    score_VbP: Tensor, target_GbP: Tensor, pairs_VG: Tensor, scale_b: Tensor
+) -> Tensor:
+    """Loss of each tile of a piece, (b,); leaves ``scale_b`` times its gradient in the scores."""
+    wanted_VbP, factor = target_GbP, pairs_VG[:, :, None]  # of one pair, the target itself
+    if pairs_VG.numel() > 1:
         wanted_VbP = (pairs_VG @ target_GbP.flatten(1)).view_as(score_VbP)
+        factor = torch.ones_like(factor[:1, :1])
     mass_V1 = pairs_VG.sum(dim=1)[:, None]
-    agreement_Vb = torch.linalg.vecdot(wanted_VbP, score_VbP)
+    agreement_Vb = factor[..., 0] * torch.linalg.vecdot(wanted_VbP, score_VbP)
     largest_Vb1 = score_VbP.amax(dim=-1, keepdim=True)
     total_Vb1 = score_VbP.sub_(largest_Vb1).exp_().sum(dim=-1, keepdim=True)
-    score_VbP.mul_(mass_V1[..., None] / total_Vb1).sub_(wanted_VbP)
+    scale_b1 = scale_b[:, None]
+    score_VbP.mul_(mass_V1[..., None] * scale_b1 / total_Vb1)
+    score_VbP.addcmul_(wanted_VbP, factor * scale_b1, value=-1)
     lse_Vb = (largest_Vb1 + total_Vb1.log())[..., 0]
     loss_b: Tensor = (mass_V1 * lse_Vb - agreement_Vb).sum(dim=0)
     return loss_b
@@ -305,10 +316,12 @@ def _as_factor(prototypes_PE: Tensor, dtype: torch.dtype | None) -> Tensor:
     return prototypes_PE.to(dtype or torch.promote_types(prototypes_PE.dtype, torch.float32))
 
 
-def _product(left: Tensor, factor: Tensor) -> Tensor:
-    """A matrix product in the dtype of the second factor, its result float32 or wider."""
+def _product(left: Tensor, factor: Tensor, *, over: float = 1.0) -> Tensor:
+    """A matrix product in the dtype of its second factor, divided; float32 or wider."""
     wide = torch.promote_types(left.dtype, torch.float32)
     with torch.autocast(left.device.type, enabled=False):
+        if over != 1:
+            left = left.to(wide) / over  # here, where there are few numbers
         product: Tensor = (left.to(factor.dtype) @ factor).to(wide)
         return product
 
