@@ -12,13 +12,15 @@ others. Peak memory is that of a fresh process for each side over two steps, wit
 and all; beside it, the same without what the process held before the networks were made (imports
 and batch). Processes for memory run one at a time, before anything is timed.
 
-``--accumulate 2`` adds a side: ours with the batch in two parts, which give the same gradient.
+``--recompute`` runs norms and activations again in our backward pass, as the recipe's
+``recompute`` does. ``--accumulate 2`` adds a side: ours with the batch in two parts, which give
+the same gradient.
 ``--shares`` tells how long each part of our step takes.
 
 Usage, in the repository, with the folder of baselines beside it:
     uv run benchmarks/pretrain_step.py [--baselines ../shared/baselines] [--size vit-s14-reg4]
         [--batch 16] [--prototypes 65536 131072] [--dtype fp32] [--threads 2] [--rounds 5]
-        [--memory-mb 512] [--accumulate 2] [--shares] [--json FILE]
+        [--memory-mb 512] [--recompute] [--accumulate 2] [--shares] [--json FILE]
 """
 
 # Shape suffixes: B images of a batch, N patches.
@@ -73,6 +75,7 @@ class OurStep:
         n_prototypes: Of each of two heads.
         batch: The peer's batch.
         accumulate: Parts that the batch is taken in.
+        recompute: Whether norms and activations run again in the backward pass.
     """
 
     def __init__(
@@ -95,6 +98,7 @@ class OurStep:
         )
         self.centers = {name: torch.zeros(n_prototypes) for name in ("cls", "patch")}
         self.parts = parts_of(batch, accumulate)
+        self.recompute = given.recompute
 
     def step(self) -> float:
         """One step, as ``train_step`` does it with finished views; its loss."""
@@ -126,7 +130,12 @@ class OurStep:
                 centers=self.centers,
                 dtype=self.dtype,
             )
-        how = PassSettings(autocast=autocast, randomness=lambda _: None, dtype=self.dtype)
+        how = PassSettings(
+            autocast=autocast,
+            randomness=lambda _: None,
+            dtype=self.dtype,
+            recompute=self.recompute,
+        )
         loss = learn(self.student, self.parts, lesson, objective=self.objective, how=how)
         return loss, lesson
 
@@ -182,6 +191,7 @@ def arguments() -> argparse.Namespace:
         parser.add_argument(f"--{name}", type=int, default=default)
     memory_mb = Objective.model_fields["prototype_memory_mb"].default
     parser.add_argument("--memory-mb", type=float, default=memory_mb, help="for scores, ours")
+    parser.add_argument("--recompute", action="store_true", help="as the recipe's recompute")
     parser.add_argument("--shares", action="store_true", help="time the parts of our step")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--alone", help="measure memory of this side alone (used by itself)")
@@ -316,6 +326,7 @@ def run_alone(given: argparse.Namespace, name: str, n_prototypes: int) -> dict[s
     """Memory of one side in a process of its own."""
     command = [sys.executable, __file__, "--alone", name, "--prototypes", str(n_prototypes)]
     kept = ("baselines", "size", "dtype", "batch", "local_px", "threads", "accumulate", "memory_mb")
+    command += ["--recompute"] if given.recompute else []
     for option in kept:
         command += [f"--{option.replace('_', '-')}", str(getattr(given, option))]
     done = subprocess.run(command, check=True, capture_output=True, text=True)  # noqa: S603 - ourselves

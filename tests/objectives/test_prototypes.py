@@ -140,25 +140,6 @@ def test_the_whole_matrix_never_exists() -> None:
     assert largest.numel == n_tiles * n_prototypes  # kept where there is room
 
 
-def test_scores_are_kept_for_a_while_and_let_go() -> None:
-    made = targets(ONE_TILE_MB)
-    scores, wanted = made.scores, sinkhorn_bias(made.scores)
-    whole_mb = G * B * P * 4 / 2**20
-    with scores.kept(memory_mb=1.01 * whole_mb):
-        seen = scores.of(slice(2, 5))
-        assert (
-            seen.untyped_storage().data_ptr() == scores.of(slice(0, 1)).untyped_storage().data_ptr()
-        )
-        torch.testing.assert_close(sinkhorn_bias(scores), wanted, rtol=1e-12, atol=0)
-    for memory_mb in (1.01 * whole_mb, 0.99 * whole_mb):
-        again = scores.of(slice(2, 5))
-        assert again.untyped_storage().nbytes() == again.nbytes  # no part of a whole
-        torch.testing.assert_close(again, seen)
-        if memory_mb < whole_mb:
-            with scores.kept(memory_mb=memory_mb):
-                assert scores.of(slice(0, 1)).untyped_storage().nbytes() < whole_mb * 2**20
-
-
 def test_a_second_derivative_is_refused() -> None:
     student = tokens(V, seed=5).requires_grad_()
     loss, _ = prototype_cross_entropy(

@@ -7,7 +7,6 @@ tiles of a piece, E bottleneck width, P prototypes.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -85,18 +84,6 @@ class PrototypeScores:
         for start in range(0, self.n_tiles, step):
             yield slice(start, min(start + step, self.n_tiles))
 
-    @contextmanager
-    def kept(self, *, memory_mb: float) -> Iterator[None]:
-        """Keeps all scores within, if they fit this memory (MiB), while there is room for more."""
-        if self._kept_GBP is not None or self._megabytes() > memory_mb or not self.n_tiles:
-            yield
-            return
-        self._kept_GBP = self._scored(self.bottleneck_GBE)
-        try:
-            yield
-        finally:
-            self._kept_GBP = None
-
     def shifted(self, tiles: slice, by_P: Tensor) -> Tensor:
         """Scores of some tiles plus one number a prototype, (G, b, P), the caller's own."""
         if self._kept_GBP is not None:
@@ -110,10 +97,6 @@ class PrototypeScores:
         part.bottleneck_GBE = self.bottleneck_GBE[:, tiles]
         part._kept_GBP = None if self._kept_GBP is None else self._kept_GBP[:, tiles]
         return part
-
-    def _megabytes(self) -> float:
-        n_rows = len(self.bottleneck_GBE) * self.n_tiles
-        return n_rows * self.n_prototypes * BYTES / 2**20
 
     @torch.no_grad()
     def _scored(self, bottleneck_GBE: Tensor) -> Tensor:

@@ -43,13 +43,16 @@ def sinkhorn_bias(scores: PrototypeScores, *, n_iterations: int = 3) -> Tensor:
     column_lse_P = scores.prototypes_PE.new_zeros(scores.n_prototypes, dtype=dtype)
     if not scores.n_tiles:
         return column_lse_P
-    for iteration in range(n_iterations):
-        merged_P = torch.full_like(column_lse_P, -torch.inf)
+    column_lse_P.fill_(-torch.inf)
+    for tiles in scores.pieces():
+        score_RP = scores.of(tiles).flatten(0, 1)
+        column_lse_P = torch.logaddexp(column_lse_P, score_RP.logsumexp(dim=0))
+    for _ in range(n_iterations - 1):
+        share_P = torch.zeros_like(column_lse_P)
         for tiles in scores.pieces():
-            score_RP = scores.of(tiles).flatten(0, 1)
-            if iteration > 0:
-                row_lse_R1 = (score_RP - column_lse_P).logsumexp(dim=1, keepdim=True)
-                score_RP = score_RP - row_lse_R1
-            merged_P = torch.logaddexp(merged_P, score_RP.logsumexp(dim=0))
-        column_lse_P = merged_P
+            share_RP = scores.shifted(tiles, -column_lse_P).flatten(0, 1)
+            # of each column one value is at least 1 / rows, so that no sum below is 0
+            share_RP.sub_(share_RP.amax(dim=1, keepdim=True)).exp_()
+            share_P.addmv_(share_RP.T, share_RP.sum(dim=1).reciprocal_())
+        column_lse_P = column_lse_P + share_P.log()
     return -column_lse_P

@@ -129,7 +129,7 @@ def learn_features(
             with torch.no_grad():
                 wanted = guide.encoder([views])[0]
             only_global = Part(part.global_crops, part.local_crops[:0], part.tiles)
-            seen = run_student(pupil.encoder, only_global, how.randomness(number), hides=False)[0]
+            seen = run_student(pupil.encoder, only_global, number, how=how)[0]
             edge_px = views.shape[-1]
             grids = (edge_px // guide.encoder.patch_px, edge_px // pupil.encoder.patch_px)
             patches = match_grid(

@@ -21,7 +21,6 @@ from anlage.training.networks import EncoderWithHeads
 from anlage.training.objective_config import Objective
 
 GLOBAL_VIEWS = 2  # each is the other's target
-BEFORE_STUDENT = 8.0  # times the memory for scores, while the student keeps nothing yet
 
 
 @dataclass(frozen=True, eq=False)
@@ -168,8 +167,7 @@ def _targets(
         dtype=dtype,
     )
     if objective.targets == "sinkhorn":
-        with scores.kept(memory_mb=BEFORE_STUDENT * objective.prototype_memory_mb):
-            return PrototypeTargets(scores, sinkhorn_bias(scores)), center_P
+        return PrototypeTargets(scores, sinkhorn_bias(scores)), center_P
     targets = PrototypeTargets(scores, center_bias(center_P, temperature=temperature))
     rows_RE = bottleneck_GBE.flatten(0, 1)
     if not len(rows_RE):

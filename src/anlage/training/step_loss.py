@@ -50,12 +50,15 @@ class PassSettings:
         dtype: Dtype of products with prototypes; float32 if None.
         hides_patches: Whether the student's masked patches are hidden from it; not so where it
             learns from a frozen teacher.
+        recompute: Whether norms and activations run again in the backward pass instead of being
+            kept from the forward pass.
     """
 
     autocast: Callable[[], AbstractContextManager[object]]
     randomness: Callable[[int], torch.Generator | None]
     dtype: torch.dtype | None = None
     hides_patches: bool = True
+    recompute: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,9 +111,7 @@ def learn(
     for number, part in enumerate(parts):
         patches = slice(patches.stop, patches.stop + part.n_masked)
         with how.autocast():
-            passed = run_student(
-                student.encoder, part, how.randomness(number), hides=how.hides_patches
-            )
+            passed = run_student(student.encoder, part, number, how=how)
             terms, per_tile_b = _prototype_terms(
                 student, passed, (part, lesson, patches), objective=objective, n_tiles=n_tiles,
                 dtype=how.dtype,
@@ -132,17 +133,15 @@ def learn(
 
 
 def run_student(
-    encoder: VisionTransformer, part: Part, generator: torch.Generator | None, *, hides: bool
+    encoder: VisionTransformer, part: Part, number: int, *, how: PassSettings
 ) -> list[TokenOutput]:
-    """The student's tokens of the global views, patches hidden if asked, and of the local ones.
-
-    Norms and activations are not kept but run again in the backward pass.
-    """
+    """The student's tokens of the global views, patches hidden if asked, and of the local ones."""
+    hides, generator = how.hides_patches, how.randomness(number)
     masks = part.masked.masks if hides and part.masked is not None else None
     if not len(part.local_crops):
-        return encoder([part.global_crops], [masks], generator=generator, recompute=True)  # type: ignore[no-any-return]
+        return encoder([part.global_crops], [masks], generator=generator, recompute=how.recompute)  # type: ignore[no-any-return]
     images, hidden = [part.global_crops, part.local_crops], [masks, None]
-    return encoder(images, hidden, generator=generator, recompute=True)  # type: ignore[no-any-return]
+    return encoder(images, hidden, generator=generator, recompute=how.recompute)  # type: ignore[no-any-return]
 
 
 def spread_loss(cls_GBD: Tensor, *, objective: Objective) -> Tensor:
@@ -222,9 +221,7 @@ def _spread_beforehand(
     found = []
     with torch.no_grad(), how.autocast():
         for number, part in enumerate(parts):
-            passed = run_student(
-                student.encoder, part, how.randomness(number), hides=how.hides_patches
-            )
+            passed = run_student(student.encoder, part, number, how=how)
             found.append(_by_view(passed).float())
     cls_GBD = torch.cat(found, dim=1).requires_grad_()
     value = spread_loss(cls_GBD, objective=objective)

@@ -141,6 +141,9 @@ class TilePretrainConfig(Section):
         batch_size: Tiles a step.
         accumulate: Parts a step's tiles are taken in, one after the other; the step is that of
             the whole batch. Must divide ``batch_size``.
+        recompute: Whether norms and activations of the student run again in the backward pass
+            instead of being kept: about two fifths less memory for activations, a few per cent
+            more time.
         checkpoint_every: Steps between checkpoints.
         keep_checkpoints: How many of the newest checkpoints stay on disk.
         precision: ``auto`` (bf16 autocast where the processor computes it natively), ``bf16`` or
@@ -165,6 +168,7 @@ class TilePretrainConfig(Section):
     steps: PositiveInt
     batch_size: int = Field(ge=2)
     accumulate: PositiveInt = 1
+    recompute: bool = False
     checkpoint_every: PositiveInt = 100
     keep_checkpoints: PositiveInt = 2
     precision: Literal["auto", "bf16", "fp32"] = "auto"

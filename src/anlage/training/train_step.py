@@ -125,7 +125,13 @@ def _settings(training: Training) -> PassSettings:
         return torch.Generator(device).manual_seed(drawn)
 
     hides = training.guide is None
-    return PassSettings(autocast=autocast, randomness=randomness, dtype=dtype, hides_patches=hides)
+    return PassSettings(
+        autocast=autocast,
+        randomness=randomness,
+        dtype=dtype,
+        hides_patches=hides,
+        recompute=config.recompute,
+    )
 
 
 def _set_rates(training: Training) -> dict[str, float]:

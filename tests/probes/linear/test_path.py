@@ -31,7 +31,7 @@ def test_each_head_is_scikit_learns_of_that_cost(embeddings) -> None:
 def test_norms_rise_with_the_cost(embeddings) -> None:
     path = logistic_path(*embeddings[:2])
     assert len(path.heads) == 45
-    assert path.cost_K[0] == 1e-5
+    assert path.cost_K[0] == pytest.approx(1e-5)
     assert path.cost_K[-1] == 1e6
     assert (np.diff(path.norm_K) > -1e-4 * path.norm_K[1:]).all()
 
