@@ -199,6 +199,26 @@ def test_memory_is_what_autograd_keeps(other: dict[str, Any], mixed_precision: b
     assert found == pytest.approx((many - few) / 4, rel=0.01)  # weights' copies cancel
 
 
+@pytest.mark.parametrize(
+    ("feed_forward", "channels"),
+    [("mlp", 2 + 3 + 1 + 4), ("swiglu", 2 + 3 + 1 + 2 * 8 / 3)],
+)
+def test_recomputing_keeps_what_norms_attention_and_activations_take(
+    feed_forward: str, channels: float
+) -> None:
+    """Of each token: inputs of two norms, q, k and v, attention's output, the activation's input."""
+    architecture = TINY | {"image_px": 64, "width": 96, "n_heads": 2, "feed_forward": feed_forward}
+    settings = {"edge_px": 64, "mixed_precision": False}
+    one, three = (
+        activation_bytes(architecture | {"depth": depth}, **settings, recompute=True)
+        for depth in (1, 3)
+    )
+    n_tokens = 64 + 1 + architecture.get("n_registers", 0)
+    expected = n_tokens * 4 * (channels * 96 + 4 + 2)
+    assert (three - one) / 2 == pytest.approx(expected, rel=1e-3)
+    assert one < activation_bytes(architecture | {"depth": 1}, **settings)
+
+
 @pytest.mark.parametrize("edge_px", [0, 4, 30])
 def test_an_edge_that_cuts_patches_is_refused(edge_px: int) -> None:
     near = max(round(edge_px / 8), 1) * 8

@@ -151,7 +151,11 @@ def step_flops(
 
 
 def activation_bytes(
-    architecture: Mapping[str, Any], *, edge_px: int, mixed_precision: bool
+    architecture: Mapping[str, Any],
+    *,
+    edge_px: int,
+    mixed_precision: bool,
+    recompute: bool = False,
 ) -> float:
     """Memory that one image keeps in the transformer from its forward to its backward pass.
 
@@ -166,6 +170,7 @@ def activation_bytes(
         architecture: Keyword arguments of ``VisionTransformer``.
         edge_px: Edge of the square image, a multiple of the patch's.
         mixed_precision: Whether autocast to bfloat16 or float16 is on.
+        recompute: Whether norms, activations and packing run again in the backward pass.
 
     Returns:
         Bytes for one image; a mean under stochastic depth.
@@ -176,12 +181,16 @@ def activation_bytes(
     model = _shape(architecture)
     n_tokens, n_patches = _token_counts(model, edge_px=edge_px)
     value = 2 if mixed_precision else 4
-    blocks = len(model.blocks) * n_tokens * _block_bytes(_first_block(model), value=value)
+    blocks = (
+        len(model.blocks)
+        * n_tokens
+        * _block_bytes(_first_block(model), value=value, recompute=recompute)
+    )
     last_norm = n_tokens * (4 * model.width + 8)
     return blocks + last_norm + n_patches * _patch_bytes(model, value=value)
 
 
-def _block_bytes(block: Block, *, value: int) -> float:
+def _block_bytes(block: Block, *, value: int, recompute: bool) -> float:
     """Bytes a block keeps for one token; ``value`` of them for an input of a linear layer."""
     width, n_heads = block.norm1.normalized_shape[0], block.attn.n_heads
     hidden = block.mlp.fc2.in_features
@@ -189,7 +198,9 @@ def _block_bytes(block: Block, *, value: int) -> float:
     in_float32 = 4 * (2 * width + 4 + n_heads)
     # both norms' outputs, q, k, v, attention's output by image size and packed
     halved = 7 * width + (4 if isinstance(block.mlp, SwiGlu) else 2) * hidden
-    if not isinstance(block.ls1, nn.Identity):
+    if recompute:  # q, k, v, attention's output by image size, what goes into the activation
+        halved = 4 * width + (2 if isinstance(block.mlp, SwiGlu) else 1) * hidden
+    elif not isinstance(block.ls1, nn.Identity):
         halved += 2 * width  # what each gain multiplies
     if not isinstance(block.attn.q_norm, nn.Identity):
         halved += 2 * width

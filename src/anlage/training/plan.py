@@ -314,7 +314,12 @@ def _memory(
     for edge_px, n_views in ((views.global_px, GLOBAL_VIEWS), (views.local_px, n_local)):
         if n_views:
             architecture = config.model.model_dump()
-            image = activation_bytes(architecture, edge_px=edge_px, mixed_precision=mixed)
+            image = activation_bytes(
+                architecture,
+                edge_px=edge_px,
+                mixed_precision=mixed,
+                recompute=config.recompute,
+            )
             kept += size * n_views * image
     return Memory(
         networks=FLOAT32 * held + (FLOAT16 * n_parameters if mixed else 0),
