@@ -206,7 +206,7 @@ def test_memory_is_what_autograd_keeps(other: dict[str, Any], mixed_precision: b
 def test_recomputing_keeps_what_norms_attention_and_activations_take(
     feed_forward: str, channels: float
 ) -> None:
-    """Of each token: inputs of two norms, q, k and v, attention's output, the activation's input."""
+    """A token's inputs of two norms, q, k, v, attention's output, the activation's input."""
     architecture = TINY | {"image_px": 64, "width": 96, "n_heads": 2, "feed_forward": feed_forward}
     settings = {"edge_px": 64, "mixed_precision": False}
     one, three = (
