@@ -143,7 +143,7 @@ def test_timms_own_names_are_looked_up_with_their_weights(tmp_path, monkeypatch)
 
 def test_timm_missing_is_told_with_the_remedy(monkeypatch):
     monkeypatch.setitem(sys.modules, "timm", None)
-    with pytest.raises(EncoderError, match=r"needs timm, .* `pip install timm`"):
+    with pytest.raises(EncoderError, match=r"needs timm, .* pip install 'anlage\[timm\]'"):
         starting_weights("timm:vit_tiny_patch16_224", ARCHITECTURE)
 
 

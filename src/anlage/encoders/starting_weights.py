@@ -108,7 +108,7 @@ def _timm_model(source: str) -> nn.Module:
     try:
         import timm
     except ImportError as error:
-        msg = "needs timm, which is not installed. Run `pip install timm`, or name a file."
+        msg = "needs timm, which is not installed. Run: pip install 'anlage[timm]', or name a file."
         raise EncoderError(source, msg) from error
     try:
         # At its own classes and size: timm loads a changed model leniently.
