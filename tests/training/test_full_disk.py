@@ -32,7 +32,11 @@ def straight(catalogue: Catalogue, tmp_path_factory: pytest.TempPathFactory) -> 
 
 @contextlib.contextmanager
 def small_disk(folder: Path, *, size_kib: int) -> Iterator[Path]:
-    """A file system of its own in memory."""
+    """A file system of its own in memory.
+
+    Mounting needs root; where that is not allowed the test is skipped, and the one with a limit on
+    the size of files, which needs no right, stands for it.
+    """
     folder.mkdir()
     make = ["mount", "-t", "tmpfs", "-o", f"size={size_kib}k", "tmpfs", str(folder)]
     try:

@@ -21,27 +21,6 @@ def need_positive(who: str, name: str, value: float) -> None:
         raise ValueError(msg)
 
 
-def need_same_shape(who: str, names: tuple[str, str], left: Tensor, right: Tensor) -> None:
-    """Refuse two tensors that should have one shape.
-
-    Args:
-        who: Function that asks.
-        names: What the two tensors are.
-        left: The first.
-        right: The second.
-
-    Raises:
-        ValueError: If the shapes differ, or are not 2-D.
-    """
-    if left.ndim != 2 or left.shape != right.shape:
-        msg = (
-            f"{who}: needs {names[0]} and {names[1]} of one 2-D shape; got {tuple(left.shape)} "
-            f"and {tuple(right.shape)}. Select the same rows, and heads with equally many "
-            "prototypes, for both."
-        )
-        raise ValueError(msg)
-
-
 def need_batch(who: str, embedding_BD: Tensor) -> None:
     """Refuse a batch in which no tile has a neighbour.
 
