@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated, Literal
+import logging
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from anlage.cli.application import MOST_THREADS, Exit, app, log_to
+
+if TYPE_CHECKING:
+    from anlage.doctor.findings import Finding
 
 MOST_PER_REGION = 256  # as recipes allow
 
@@ -22,19 +29,67 @@ def doctor(
     slides: Annotated[
         list[str] | None, typer.Argument(help="Slides to open: files, folders, URLs, catalogue.")
     ] = None,
+    distributed: Annotated[
+        bool, typer.Option("--distributed", help="Check the ranks of a job (under torchrun).")
+    ] = False,
+    run: Annotated[
+        Path | None, typer.Option(help="Folder of the run: is it shared, how fast is it written?")
+    ] = None,
+    rate: Annotated[
+        float | None, typer.Option(min=0.001, help="Tiles a second that all ranks need of SLIDES.")
+    ] = None,
+    threads: Annotated[
+        int, typer.Option(min=1, max=MOST_THREADS, help="Threads of each rank's loader.")
+    ] = 2,
+    mpp: Annotated[float, typer.Option(min=0.01, help="Resolution of tiles, µm per pixel.")] = 0.5,
+    tile_px: Annotated[int, typer.Option(min=1, help="Edge of tiles, pixels.")] = 256,
+    timeout: Annotated[
+        float, typer.Option(min=0.1, help="Seconds to wait for a rank that is missing.")
+    ] = 60.0,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Say what this machine can read and how fast; ends with 1 if anything is broken."""
-    from anlage import doctor as doctors
+    """Say what this machine can read and how fast; ends with 1 if anything is broken.
 
+    The options from --run to --device are those of --distributed.
+    """
     log_to(None)
-    findings = doctors.examine(slides or ())
-    if as_json:
+    if distributed:
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")  # else traces of C++ hide what we say
+        logging.getLogger("anlage").setLevel(logging.WARNING)
+        from anlage.bench.io_report import IoSettings
+        from anlage.doctor.job import JobCheck, examine_job
+
+        reading = IoSettings(n=512, rounds=1, mpp=mpp, tile_px=tile_px, threads=threads)
+        report = examine_job(
+            JobCheck(
+                device=device,
+                timeout_s=timeout,
+                run=run,
+                slides=slides or (),
+                rate=rate,
+                reading=reading,
+            )
+        )
+        _tell(report.findings, as_json=as_json, speaks=report.speaks)
+        return
+    if run is not None or rate is not None:
+        msg = "--run and --rate need --distributed."
+        raise typer.BadParameter(msg)
+    from anlage.doctor.machine import examine
+
+    _tell(examine(slides or ()), as_json=as_json)
+
+
+def _tell(findings: Sequence[Finding], *, as_json: bool, speaks: bool = True) -> None:
+    from anlage.doctor import findings as doctors
+
+    if speaks and as_json:
         print(json.dumps(doctors.as_json(findings), indent=1))
-    else:
+    elif speaks:
         for line in doctors.as_lines(findings):
             print(line)
-    if not doctors.is_well(findings):
+    if speaks and not doctors.is_well(findings):
         raise typer.Exit(Exit.FAILED)
 
 

@@ -10,8 +10,9 @@ from icc_profiles import WIDE_TO_XYZ, matrix_profile
 from small_catalogue import make_catalogue
 from synthetic_slides import ArraySlide, pyramid, write_tiff
 
-from anlage import doctor
-from anlage.doctor import Finding, as_json, as_lines, examine, is_well
+from anlage.doctor import machine as doctor
+from anlage.doctor.findings import Finding, as_json, as_lines, is_well
+from anlage.doctor.machine import examine
 from anlage.slides.reader import SlideReader
 
 

@@ -7,22 +7,21 @@ import platform
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
 from functools import partial
 from importlib import metadata
 from importlib.metadata import entry_points
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING
 
 from anlage import samples
+from anlage.doctor.findings import Finding, State
 from anlage.errors import AnlageError
 from anlage.provenance import machine, versions
 
 if TYPE_CHECKING:
     from anlage.slides.reader import SlideReader
 
-State = Literal["ok", "missing", "broken"]
 QUICK_S = 0.5
 TILE_PX = 256
 FEW_FILES = 1024  # open files; a run holds hundreds of slides and its connections
@@ -41,23 +40,6 @@ CREDENTIALS = {
     ),
     "https": (),
 }
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """One thing that was looked at.
-
-    Attributes:
-        part: "version", "codec", "format", "plug-in", "remote", "machine", "speed" or "slide".
-        name: What it is.
-        state: "ok"; "missing", which matters to those who need it; "broken", which is an error.
-        told: What was found: a number, a version, the reason.
-    """
-
-    part: str
-    name: str
-    state: State
-    told: str
 
 
 def examine(slides: Sequence[str] = ()) -> list[Finding]:
@@ -80,33 +62,6 @@ def examine(slides: Sequence[str] = ()) -> list[Finding]:
         *_speed(),
         *_slides(slides),
     ]
-
-
-def is_well(findings: Sequence[Finding]) -> bool:
-    """Whether nothing is broken; what is only missing does not count."""
-    return all(finding.state != "broken" for finding in findings)
-
-
-def as_json(findings: Sequence[Finding]) -> dict[str, Any]:
-    """The findings as JSON can hold them."""
-    return {
-        "format": "doctor/1",
-        "is_well": is_well(findings),
-        "findings": [asdict(finding) for finding in findings],
-    }
-
-
-def as_lines(findings: Sequence[Finding]) -> Iterator[str]:
-    """The findings to be read: a heading for each part, and one line a finding."""
-    part = None
-    for finding in findings:
-        if finding.part != part:
-            part = finding.part
-            yield f"{part}s"
-        mark = {"ok": " ", "missing": "-", "broken": "!"}[finding.state]
-        yield f"{mark} {finding.name:<28} {finding.told}"
-    broken = sum(finding.state == "broken" for finding in findings)
-    yield "all is well" if not broken else f"broken, and marked !: {broken}"
 
 
 def _versions() -> Iterator[Finding]:
@@ -208,12 +163,13 @@ def _machine() -> Iterator[Finding]:
     yield Finding("machine", "system", "ok", f"{platform.system()} {platform.machine()}")
     yield Finding("machine", "processor", "ok", f"{told['cpu']}, {cores} cores to use")
     yield Finding("machine", "memory", "ok", f"{told['memory_gib']} GiB")
-    yield _open_files()
+    yield open_files()
     yield from _graphics(told["gpus"])
     yield from _disk()
 
 
-def _open_files() -> Finding:
+def open_files() -> Finding:
+    """Whether a process may open as many files as a run with many slides needs."""
     import resource
 
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]

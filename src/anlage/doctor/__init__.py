@@ -1,0 +1,1 @@
+"""What this machine, and the processes of a job together, can do, and what stands in the way."""
