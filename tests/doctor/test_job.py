@@ -15,9 +15,9 @@ import torch
 import two_ranks
 
 from anlage.doctor.findings import Finding, is_well
-from anlage.doctor.job import JobCheck, examine_job
 
 Found = dict[str, dict[tuple[str, str], Finding]]
+pytestmark = pytest.mark.slow
 QUICK = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
@@ -100,17 +100,6 @@ def test_a_loader_that_is_too_slow_is_broken(found: Found) -> None:
     assert "1,000,000,000 needed. More --threads" in slow.told
 
 
-def test_one_process_looks_at_what_it_can(tmp_path: Path) -> None:
-    report = examine_job(JobCheck(device="cpu", run=tmp_path / "runs" / "a", n_bytes=1 << 12))
-    told = {finding.name: finding for finding in report.findings}
-    assert report.speaks
-    assert told["process group"].state == "missing"
-    assert "torchrun --nproc-per-node N -m anlage doctor" in told["process group"].told
-    assert told["seen by all"].told.startswith(f"{tmp_path}: written")
-    assert not {"all_reduce", "clocks"} & told.keys()
-    assert not list(tmp_path.iterdir())
-
-
 def doctor(rank: int, *arguments: str) -> tuple[subprocess.CompletedProcess[str], float]:
     """The command as rank ``rank`` of two, the other of which never comes."""
     began = time.monotonic()
@@ -166,17 +155,6 @@ def test_a_rank_that_dies_meanwhile_ends_the_others_with_a_message() -> None:
     assert lost.wait(timeout=10) == 9
     assert stays.returncode == 1
     assert "rank 0 of 2: lost the others" in stays.stdout
-
-
-def test_options_of_a_job_need_the_job() -> None:
-    run = subprocess.run(
-        [sys.executable, "-m", "anlage", "doctor", "--rate", "5"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert run.returncode == 2
-    assert "need --distributed" in run.stderr
 
 
 @pytest.mark.gpu

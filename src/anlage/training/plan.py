@@ -18,6 +18,7 @@ from anlage.models.flops import (
     step_flops,
 )
 from anlage.models.without_weights import without_weights
+from anlage.training.engine_config import Recompute
 from anlage.training.lesson import GLOBAL_VIEWS
 from anlage.training.networks import EncoderWithHeads, Pupil
 from anlage.training.run_record import read_record
@@ -310,23 +311,33 @@ def _memory(
         frozen += parameter_count(config.model.model_dump())
     held = (3 + MOMENTS) * n_parameters + frozen  # student, gradients and moving average
     pixels = GLOBAL_VIEWS * views.global_px**2 + views.n_local * views.local_px**2
-    kept = 0.0
-    for edge_px, n_views in ((views.global_px, GLOBAL_VIEWS), (views.local_px, n_local)):
-        if n_views:
-            architecture = config.model.model_dump()
-            image = activation_bytes(
-                architecture,
-                edge_px=edge_px,
-                mixed_precision=mixed,
-                recompute=config.recompute,
-            )
-            kept += size * n_views * image
+    kept = size * kept_of_a_tile(config, n_local=n_local, recompute=config.engine.recompute)
     return Memory(
         networks=FLOAT32 * held + (FLOAT16 * n_parameters if mixed else 0),
         views=config.batch_size * 3 * (FLOAT32 * pixels + views.source_px**2),
         activations=kept,
         scores=config.objective.prototype_memory_mb * 2**20,
     )
+
+
+def kept_of_a_tile(config: TilePretrainConfig, *, n_local: int, recompute: Recompute) -> float:
+    """Bytes that the student keeps for the backward pass, for each tile that it sees at a time.
+
+    Args:
+        config: The recipe, of the stage in question.
+        n_local: Local views of a tile that the student sees.
+        recompute: What runs again in the backward pass.
+    """
+    kept, views = 0.0, config.views
+    for edge_px, n_views in ((views.global_px, GLOBAL_VIEWS), (views.local_px, n_local)):
+        if n_views:
+            kept += n_views * activation_bytes(
+                config.model.model_dump(),
+                edge_px=edge_px,
+                mixed_precision=config.precision != "fp32",
+                recompute=recompute,
+            )
+    return kept
 
 
 def _parameters(config: TilePretrainConfig, guide: Mapping[str, Any] | None) -> tuple[int, int]:
