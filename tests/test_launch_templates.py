@@ -192,8 +192,8 @@ def test_what_a_pod_runs_saves_when_it_is_evicted(tmp_path: Path, slides: Path) 
     [
         ("exit 0", False, 0, False),
         ("exit 7", False, 7, False),
-        ("sleep 60 & wait", False, 0, True),
-        ("sleep 60 & wait", True, 0, False),
+        ("exec sleep 60", False, 0, True),
+        ("exec sleep 60", True, 0, False),
     ],
 )
 def test_only_a_job_that_was_told_to_stop_is_requeued(
@@ -205,20 +205,19 @@ def test_only_a_job_that_was_told_to_stop_is_requeued(
     is_requeued: bool,
 ) -> None:
     """srun ends by itself, or by the signal that it is handed on."""
-    srun = tmp_path / "bin" / "srun"
+    srun, calls = tmp_path / "bin" / "srun", tmp_path / "calls"
     srun.write_text(f'#!/usr/bin/env bash\necho srun >> "$CALLS"\n{ends_with}\n', encoding="utf-8")
     array = {"SLURM_ARRAY_TASK_ID": "3"} if in_an_array else {}
     job = start(LAUNCH / "slurm.sbatch", slurm | array)
     if "sleep" in ends_with:
         until = time.monotonic() + 30
-        while "srun" not in (tmp_path / "calls").read_text(encoding="utf-8"):
+        while not calls.exists() or "srun" not in calls.read_text(encoding="utf-8"):
             assert time.monotonic() < until
             time.sleep(0.05)
         job.send_signal(signal.SIGUSR1)
     said, _ = job.communicate(timeout=30)
     assert job.returncode == expected, said
-    calls = (tmp_path / "calls").read_text(encoding="utf-8")
-    assert ("requeue" in calls) == is_requeued
+    assert ("requeue" in calls.read_text(encoding="utf-8")) == is_requeued
 
 
 def test_slurm_signals_the_script_in_time_and_appends_to_its_log() -> None:

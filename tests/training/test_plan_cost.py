@@ -236,7 +236,7 @@ def table_row(name: str) -> str:
 
 
 def test_the_table_is_what_the_command_computes() -> None:
-    page = PAGE.read_text(encoding="utf-8")
+    page = PAGE.read_text(encoding="utf-8").partition("## By size")[2]
     names = [match.group(1) for match in ROW.finditer(page)]
     assert len(names) >= 5
     for name in names:
