@@ -13,8 +13,9 @@ import torch
 
 from anlage.tiles.stream import TileBatch
 from anlage.training import tile_pretrain
-from anlage.training.checkpoint import load_newest_checkpoint
+from anlage.training.checkpoint import newest_checkpoint
 from anlage.training.log import read_metrics
+from anlage.training.pending_step import PendingStep
 from anlage.training.training_state import Training
 
 TIMING = {"tiles_per_s", "data_wait_share", "tflops", "mfu"}
@@ -23,8 +24,8 @@ Seen = Callable[[Training, TileBatch], None]
 
 def tensors_of(run: Path) -> dict[str, torch.Tensor]:
     """Every tensor of the newest checkpoint, flattened to its dotted name."""
-    loaded = load_newest_checkpoint(run / "checkpoints")
-    assert loaded is not None
+    saved = newest_checkpoint(run / "checkpoints")
+    assert saved is not None
     flat: dict[str, torch.Tensor] = {}
 
     def walk(prefix: str, value: Any) -> None:
@@ -34,7 +35,7 @@ def tensors_of(run: Path) -> dict[str, torch.Tensor]:
             for key, inner in value.items():
                 walk(f"{prefix}{key}.", inner)
 
-    walk("", loaded[1])
+    walk("", saved.read_whole())
     return {name.rstrip("."): tensor for name, tensor in flat.items()}
 
 
@@ -56,13 +57,13 @@ def assert_same_run(one: Path, other: Path) -> None:
 
 def before_steps(patch: pytest.MonkeyPatch, act: Seen) -> None:
     """Call ``act`` before each step of the runs that follow, while ``patch`` lasts."""
-    step = tile_pretrain.train_step
+    launch = tile_pretrain.launch_step
 
-    def acted(training: Training, batch: TileBatch) -> dict[str, float]:
+    def acted(training: Training, batch: TileBatch, *, wants_stop: bool) -> PendingStep:
         act(training, batch)
-        return step(training, batch)
+        return launch(training, batch, wants_stop=wants_stop)
 
-    patch.setattr(tile_pretrain, "train_step", acted)
+    patch.setattr(tile_pretrain, "launch_step", acted)
 
 
 @contextmanager

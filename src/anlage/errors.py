@@ -12,6 +12,7 @@ AnlageError                 the world is wrong: a file, a slide, a row
 ├── TissueError             a tissue method, its plug-in, or a mask from its user is unusable
 ├── LabelledDataError       labelled tiles for a probe are unusable
 ├── DeviceError             the device asked for is not on this machine
+├── DistributedError        other processes of a job cannot be reached, or are lost
 └── TrainingError           training cannot go on: a loss is not finite, no slide can be read
 
 A wrong argument from a programmer is a ``ValueError`` or ``TypeError`` instead.
@@ -93,6 +94,10 @@ class LabelledDataError(AnlageError):
 
 class DeviceError(AnlageError):
     """The device asked for is not on this machine."""
+
+
+class DistributedError(AnlageError):
+    """Other processes of a job cannot be reached, or are lost."""
 
 
 class TrainingError(AnlageError):

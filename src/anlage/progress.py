@@ -68,7 +68,9 @@ class Meter:
 
 
 @contextmanager
-def meter(title: str, *, total: int, unit: str, done: int = 0) -> Iterator[Meter]:
+def meter(
+    title: str, *, total: int, unit: str, done: int = 0, is_shown: bool = True
+) -> Iterator[Meter]:
     """Show the progress of a loop, whose body calls ``advance`` on what this gives.
 
     Args:
@@ -76,12 +78,13 @@ def meter(title: str, *, total: int, unit: str, done: int = 0) -> Iterator[Meter
         total: Units in all.
         unit: Name of a unit, plural.
         done: Units finished by an earlier run; they do not count towards the rate.
+        is_shown: Whether there is a bar; else plain lines in the log alone.
 
     Yields:
         The meter to advance.
     """
     counting = Meter(title, total=total, unit=unit, done=done)
-    if not CONSOLE.is_terminal:
+    if not (is_shown and CONSOLE.is_terminal):
         yield counting
         return
     columns = (

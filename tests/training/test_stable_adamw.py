@@ -321,18 +321,21 @@ def test_a_step_on_a_gpu_waits_for_nothing_and_is_that_of_the_cpu() -> None:
         torch.testing.assert_close(a.cpu(), b, rtol=0, atol=1e-6)
 
 
-def test_a_shard_reduces_its_root_mean_square_in_one_place() -> None:
-    whole = make_weights(torch.float64, ((8, 6),))[0]
-    halves = [torch.nn.Parameter(half.detach().clone()) for half in whole.chunk(2)]
+def test_an_unsound_step_changes_nothing_even_where_gradients_are_nan() -> None:
+    series = spiky_gradients(4)
+    weights, others = make_weights(torch.float32), make_weights(torch.float32)
+    optimizer, other = StableAdamW(weights, **SETTINGS), StableAdamW(others, **SETTINGS)
+    optimizer.found_inf = torch.zeros(())
+    take_steps(optimizer, weights, series[:3])
+    take_steps(other, others, series[:3])
+    assert all(torch.equal(a, b) for a, b in zip(weights, others, strict=True))
 
-    class OverBothHalves(StableAdamW):
-        def root_mean_squares(self, ratios: list[torch.Tensor]) -> list[torch.Tensor]:
-            return [torch.cat(ratios).square().mean().sqrt() for _ in ratios]
-
-    series = [gradients[0] for gradients in spiky_gradients(15, ((8, 6),), spike_share=0.5)]
-    take_steps(StableAdamW([whole], **SETTINGS), [whole], [[g] for g in series])
-    take_steps(OverBothHalves(halves, **SETTINGS), halves, [[*np.split(g, 2)] for g in series])
-    torch.testing.assert_close(torch.cat([*halves]), whole, rtol=0, atol=1e-14)
+    optimizer.found_inf = torch.ones(())
+    take_steps(optimizer, weights, [[np.full_like(g, np.nan) for g in series[3]]])
+    for mine, theirs in zip(weights, others, strict=True):
+        assert torch.equal(mine, theirs)
+        for moment in ("first_moment", "second_moment"):
+            assert torch.equal(optimizer.state[mine][moment], other.state[theirs][moment])
 
 
 def test_descends_a_quadratic_in_spite_of_a_spike() -> None:

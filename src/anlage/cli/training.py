@@ -18,7 +18,10 @@ from anlage.cli.application import (
 )
 
 if TYPE_CHECKING:
+    from anlage.distributed import Ranks
+    from anlage.slides.indexing.found_slide import Refused
     from anlage.training.tile_config import TilePretrainConfig
+    from anlage.training.tile_pretrain import PretrainResult
     from anlage.training.watched_tiles import WatchedTiles
 
 pretrain = typer.Typer(help="Pretrain an encoder.", no_args_is_help=True, rich_markup_mode=None)
@@ -68,22 +71,25 @@ def pretrain_tile(
     if slides is None or run is None:
         msg = "needs --slides and --run (or --dry-run)."
         raise typer.BadParameter(msg)
+    from anlage.distributed import process_group
     from anlage.training.run_record import refuse_existing_run
 
-    if not resume:
-        refuse_existing_run(run)
-    log_to(run / "anlage.log")
-    watched = None if watch is None else _watched(watch, config)
-    _pretrain(
-        config,
-        slides,
-        run,
-        resume=resume,
-        watched=watched,
-        trackers=trackers or (),
-        device=device,
-        threads=threads,
-    )
+    with process_group(device, timeout_s=config.engine.timeout_s) as ranks:
+        if not resume:
+            ranks.from_main(lambda: refuse_existing_run(run))
+        log_to(run / ("anlage.log" if ranks.is_main else f"anlage-rank-{ranks.rank}.log"))
+        watched = None if watch is None else _watched(watch, config)
+        _pretrain(
+            config,
+            slides,
+            run,
+            resume=resume,
+            watched=watched,
+            trackers=trackers or (),
+            device=device,
+            threads=threads,
+            ranks=ranks,
+        )
 
 
 def _pretrain(
@@ -96,12 +102,20 @@ def _pretrain(
     trackers: Sequence[str],
     device: str,
     threads: int,
+    ranks: Ranks,
 ) -> None:
+    from anlage.slides.catalogue import Catalogue
     from anlage.slides.indexing.index import catalogue_of
     from anlage.training.tile_pretrain import pretrain_tiles
 
-    catalogue, refused = catalogue_of(slides, folder=run, keep=resume)
-    name_refused(refused)
+    def indexed() -> tuple[Path, tuple[Refused, ...]]:  # by one rank; a catalogue is read by each
+        found, refused = catalogue_of(slides, folder=run, keep=resume)
+        return found.path, refused
+
+    path, refused = ranks.from_main(indexed)
+    catalogue = Catalogue.open(path)
+    if ranks.is_main:
+        name_refused(refused)
     result = pretrain_tiles(
         config,
         catalogue,
@@ -111,11 +125,25 @@ def _pretrain(
         threads=threads,
         watched=watched,
         trackers=trackers,
+        ranks=ranks,
     )
+    _say_result(result, config, refused, is_main=ranks.is_main)
+
+
+def _say_result(
+    result: PretrainResult,
+    config: TilePretrainConfig,
+    refused: Sequence[Refused],
+    *,
+    is_main: bool,
+) -> None:
+    """Say how the run ended, on one rank, and end with the code of it on all."""
     early = " (ended early: its probe got no better)" if result.ended_early else ""
-    print(f"{result.steps} of {config.steps} steps{early}; encoder: {result.encoder}")
+    if is_main:
+        print(f"{result.steps} of {config.steps} steps{early}; encoder: {result.encoder}")
     if not result.is_finished:
-        print("stopped by a signal; the same command with --resume goes on from there")
+        if is_main:
+            print("stopped by a signal; the same command with --resume goes on from there")
         raise typer.Exit(Exit.INTERRUPTED)
     exit_by(refused)
 

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from anlage.distributed import ALONE, Ranks
 from anlage.objectives.refusals import need_positive
 
 BYTES = 4  # scores are float32
@@ -150,8 +151,11 @@ class PrototypeTargets:
         return PrototypeTargets(self.scores.part(tiles), self.bias_P)
 
     @torch.no_grad()
-    def statistics(self) -> tuple[Tensor, Tensor]:
+    def statistics(self, ranks: Ranks = ALONE) -> tuple[Tensor, Tensor]:
         """Signs of collapse when they leave their usual range.
+
+        Args:
+            ranks: Processes over whose tokens they are taken; each has as many.
 
         Returns:
             entropy: Mean entropy of the targets, scalar, nats, from 0 (one-hot) to ``log P``.
@@ -167,8 +171,9 @@ class PrototypeTargets:
         n_rows = len(self.scores.bottleneck_GBE) * self.scores.n_tiles
         if n_rows == 0:
             return entropy, entropy
-        spread = torch.special.entr(total_P / n_rows).sum().exp() / len(total_P)
-        return entropy / n_rows, spread
+        mean_P = ranks.mean(total_P / n_rows)
+        spread = torch.special.entr(mean_P).sum().exp() / len(total_P)
+        return ranks.mean(entropy / n_rows), spread
 
 
 def prototype_cross_entropy(

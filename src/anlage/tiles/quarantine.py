@@ -96,13 +96,16 @@ class QuarantineJournal:
         if self._path is not None and self._path.exists():
             self._replay(self._path)
 
-    def note(self, step: int, errors: Iterable[ReadError], *, from_step: int) -> list[Quarantined]:
+    def note(
+        self, step: int, errors: Iterable[ReadError], *, from_step: int, is_written: bool = True
+    ) -> list[Quarantined]:
         """Take down the errors of a finished step, in the order of g.
 
         Args:
             step: The step; each must come after the one before.
             errors: Its errors.
             from_step: First step that a quarantine decided now can hold from.
+            is_written: Whether it goes to the file; of several ranks one writes.
 
         Returns:
             The slides that reached the number of errors with this step.
@@ -121,7 +124,8 @@ class QuarantineJournal:
             if len(before) >= self._limit and slide_id not in self.quarantined:
                 first = before[0].error
                 decided.append(Quarantined(slide_id, from_step, step, len(before), first))
-        self._append([*new, *decided])
+        if is_written:
+            self._append([*new, *decided])
         self.quarantined.update({one.slide_id: one for one in decided})
         return decided
 

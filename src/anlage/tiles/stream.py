@@ -10,6 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -18,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from anlage.distributed import ALONE, Ranks
 from anlage.slides.catalogue import Catalogue
 from anlage.slides.colour import Colour
 from anlage.slides.levels import Decode
@@ -134,15 +136,16 @@ class TileStream:
         return {name: slide.from_step for name, slide in self._journal.quarantined.items()}
 
     def batches(
-        self, first_step: int, last_step: int, *, rank: int = 0, world_size: int = 1
+        self, first_step: int, last_step: int, *, ranks: Ranks = ALONE
     ) -> Iterator[TileBatch]:
         """The batches of steps ``first_step`` to ``last_step - 1``.
 
         Args:
             first_step: Step of the first batch; a resumed run begins here as if never stopped.
             last_step: Step after the last batch.
-            rank: This process among those that share each step.
-            world_size: Processes that share each step; must divide the sampler's batch size.
+            ranks: Processes that share each step, this one among them; as many as divide the
+                sampler's batch size. Where slides can be quarantined they tell each other of their
+                read errors, so that a quarantine holds on all of them from the same step.
 
         Yields:
             One batch a step, in order.
@@ -150,23 +153,16 @@ class TileStream:
         Raises:
             TrainingError: If 100 attempts of one g cannot be read or are rejected.
             SlideError: If a tile cannot be read and errors are not to be resampled.
-            ValueError: If the ranks cannot share a batch, or are to decide on quarantines apart.
+            ValueError: If the ranks cannot share a batch.
             RuntimeError: If the stream is closed before the last batch.
         """
-        if world_size > 1 and self._errors.quarantine_after is not None:
-            msg = (
-                "TileStream: needs quarantine_after=None where several ranks read; got "
-                f"{self._errors.quarantine_after} with world_size={world_size}. A quarantine must "
-                "hold on every rank from the same step: leave it out; damaged tiles are redrawn."
-            )
-            raise ValueError(msg)
-        share = Share(first_step, last_step, self.sampler.batch_size, rank, world_size)
+        share = Share(first_step, last_step, self.sampler.batch_size, ranks.rank, ranks.world_size)
         with self._reads.of(share, ahead_steps=self._ahead_steps) as growing:
             for step in range(first_step, last_step):
                 began = time.perf_counter()
                 batch = growing.wait_for(step)
                 self.wait_s += time.perf_counter() - began
-                self._count(batch)
+                self._count(batch, ranks)
                 growing.release(step)
                 requests = [request for request in batch.requests if request is not None]
                 rejected = Counter(batch.rejected)
@@ -197,8 +193,11 @@ class TileStream:
         """Steps beyond the one in use of which something may be under way."""
         return self.sampler.steps_per_window + self._prefetch
 
-    def _count(self, batch: GrowingBatch) -> None:
-        """Take down what went wrong in a finished batch, in the order of g."""
+    def _count(self, batch: GrowingBatch, ranks: Ranks) -> None:
+        """Take down what went wrong in a finished batch, in the order of g.
+
+        Read errors of other ranks count towards a quarantine; only rank 0 writes the journal.
+        """
         self.rejected.update(batch.rejected)
         for error in sorted(batch.errors, key=lambda error: (error.g, error.attempt)):
             self.read_errors[error.slide_id] += 1
@@ -208,7 +207,14 @@ class TileStream:
             LOGGER.log(level, told, error.slide_id, error.g, error.step, error.error)
         n_steps = self.sampler.steps_per_window
         untouched = ((batch.step + self._ahead_steps) // n_steps + 1) * n_steps
-        for slide in self._journal.note(batch.step, batch.errors, from_step=untouched):
+        of_all = [batch.errors]
+        if self._errors.quarantine_after is not None:
+            of_all = ranks.objects(list(batch.errors))
+        errors = list(chain.from_iterable(of_all))
+        decided = self._journal.note(
+            batch.step, errors, from_step=untouched, is_written=ranks.is_main
+        )
+        for slide in decided:
             self.sampler.quarantine(slide.slide_id, from_step=slide.from_step)
             told = "%s is drawn no more from step %d on: %d tiles could not be read (%s)"
             LOGGER.warning(told, slide.slide_id, slide.from_step, slide.n_errors, slide.first_error)

@@ -5,21 +5,24 @@ Shape suffixes: G global views, B tiles, N patches, D the student's width, T the
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from anlage.encoders.folder import load_encoder
 from anlage.encoders.tile_encoder import weights_sha256
 from anlage.errors import CheckpointError, EncoderError
-from anlage.models.vit import VisionTransformer
+from anlage.models.vit import TokenOutput, VisionTransformer
 from anlage.objectives.feature_distance import feature_distance, match_grid
 from anlage.training.lesson import GLOBAL_VIEWS, Part
 from anlage.training.networks import EncoderWithHeads, Pupil
+from anlage.training.parallel import Run, averaged
 from anlage.training.start import load_teacher
 from anlage.training.step_loss import PassSettings, StepLoss, run_student
 from anlage.training.tile_config import TilePretrainConfig
@@ -53,10 +56,14 @@ class Guide:
         """Width of its tokens, T."""
         return int(self.encoder.width)
 
+    @property
+    def network(self) -> nn.Module:
+        """All there is of it."""
+        return self.encoder if self.with_heads is None else self.with_heads
+
     def to(self, device: torch.device) -> Self:
         """Itself on another device."""
-        network = self.encoder if self.with_heads is None else self.with_heads
-        network.to(device)
+        self.network.to(device)
         return type(self)(
             self.encoder,
             self.with_heads,
@@ -97,7 +104,7 @@ def guide_of(config: TilePretrainConfig) -> Guide | None:
 
 
 def learn_features(
-    pupil: Pupil,
+    pupil: Run[Pupil],
     parts: Sequence[Part],
     guide: Guide,
     guide_views: Sequence[Tensor],
@@ -112,7 +119,7 @@ def learn_features(
         L = mean_b (1 - cos(h(cls_b), cls*_b)) + mean_b mean_n (1 - cos(h(patch_bn), patch*_bn))
 
     Args:
-        pupil: Trained network; its gradients are added to.
+        pupil: Runs the trained network; its gradients are added to.
         parts: The step's views.
         guide: Frozen teacher.
         guide_views: Global views of each part as the teacher takes them, (G * b, 3, H, W).
@@ -124,31 +131,38 @@ def learn_features(
     n_tiles = sum(part.n_tiles for part in parts)
     sums: dict[str, Tensor] = {}
     per_tile = []
+    n_images = GLOBAL_VIEWS * n_tiles
     for number, (part, views) in enumerate(zip(parts, guide_views, strict=True)):
-        with how.autocast():
-            with torch.no_grad():
-                wanted = guide.encoder([views])[0]
-            only_global = Part(part.global_crops, part.local_crops[:0], part.tiles)
-            seen = run_student(pupil.encoder, only_global, number, how=how)[0]
-            edge_px = views.shape[-1]
-            grids = (edge_px // guide.encoder.patch_px, edge_px // pupil.encoder.patch_px)
-            patches = match_grid(
-                wanted.patches_BND,
-                from_grid=(grids[0], grids[0]),
-                to_grid=(grids[1], grids[1]),
-            )
-            distance = {
-                "cls": feature_distance(pupil.head(seen.cls_BD), wanted.cls_BD, reduction="none"),
-                "patch": feature_distance(pupil.head(seen.patches_BND), patches, reduction="none"),
-            }
-            n_images = GLOBAL_VIEWS * n_tiles
-            total = torch.stack(list(distance.values())).sum() / n_images
-        torch.autograd.backward(total)
+        with averaged(pupil, is_last=number == len(parts) - 1):
+            with how.autocast():
+                with torch.no_grad():
+                    wanted = guide.encoder([views])[0]
+                said = partial(_distances, part=part, number=number, wanted=wanted, how=how)
+                distance = pupil(said)
+                total = torch.stack(list(distance.values())).sum() / n_images
+            torch.autograd.backward(total)
         for name, term in distance.items():
             sums[name] = sums.get(name, 0.0) + term.detach().sum() / n_images
         both = torch.stack(list(distance.values())).sum(dim=0).detach()
         per_tile.append(both.view(GLOBAL_VIEWS, part.n_tiles).mean(dim=0))
     return StepLoss(torch.stack(list(sums.values())).sum(), sums, torch.cat(per_tile))
+
+
+def _distances(
+    pupil: Pupil, *, part: Part, number: int, wanted: TokenOutput, how: PassSettings
+) -> dict[str, Tensor]:
+    """Distance of CLS and patch embeddings to the teacher's, of each global view, (G * b,)."""
+    only_global = Part(part.global_crops, part.local_crops[:0], part.tiles)
+    seen = run_student(pupil.encoder, only_global, number, how=how)[0]
+    to_edge = part.global_crops.shape[-1] // pupil.encoder.patch_px
+    from_edge = math.isqrt(wanted.patches_BND.shape[1])
+    patches = match_grid(
+        wanted.patches_BND, from_grid=(from_edge, from_edge), to_grid=(to_edge, to_edge)
+    )
+    return {
+        "cls": feature_distance(pupil.head(seen.cls_BD), wanted.cls_BD, reduction="none"),
+        "patch": feature_distance(pupil.head(seen.patches_BND), patches, reduction="none"),
+    }
 
 
 def _refuse_broken_patches(

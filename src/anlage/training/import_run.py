@@ -12,7 +12,7 @@ from torch import Tensor
 from anlage.encoders.folder import EncoderConfig, save_encoder
 from anlage.encoders.imported_run import ImportedHead, ImportedNetwork, read_dinov2_checkpoint
 from anlage.errors import CheckpointError
-from anlage.training.checkpoint import save_checkpoint
+from anlage.training.checkpoint_writer import CheckpointWriter
 from anlage.training.network_config import Architecture, Head
 from anlage.training.networks import EncoderWithHeads
 from anlage.training.run_record import refuse_existing_run
@@ -90,7 +90,8 @@ def import_run(
         provenance=provenance,
     )
     save_encoder(run_dir / "encoder", holder.encoder, described)
-    save_checkpoint(run_dir / "checkpoints", state, step=step, provenance=provenance, keep=1)
+    with CheckpointWriter(run_dir / "checkpoints", keep=1) as writer:
+        writer.save(state, step=step, provenance=provenance)
     return found.notes
 
 

@@ -86,6 +86,24 @@ class MetricsLog:
             write_text_whole(self.path, "".join(json.dumps(row) + "\n" for row in rows))
 
 
+class SilentLog:
+    """In place of ``MetricsLog`` on all ranks but the first: they write nothing."""
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """Nothing."""
+
+    def image(self, step: int, name: str, path: Path) -> None:
+        """Nothing."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
+    ) -> None:
+        """Nothing to close."""
+
+
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """Rows of a metrics file; a last line cut short by a crash is left out.
 

@@ -6,7 +6,8 @@ Shape suffixes: D width.
 from __future__ import annotations
 
 import copy
-from typing import TypeVar
+from collections.abc import Callable
+from typing import Self, TypeVar
 
 from torch import nn
 
@@ -14,8 +15,23 @@ from anlage.models.projection_head import ProjectionHead
 from anlage.models.vit import VisionTransformer
 from anlage.training.network_config import Architecture, Head
 
+Result = TypeVar("Result")
 
-class EncoderWithHeads(nn.Module):
+
+class _Learner(nn.Module):
+    """A network that is run by whoever calls it, as its loss needs several of its parts."""
+
+    def forward(self, work: Callable[[Self], Result]) -> Result:
+        """Do some work with the network: one forward pass in the eyes of DDP and FSDP2.
+
+        They gather parameters before it and wait for the gradients of what it returns, so that
+        nothing of the network may be used outside, and tensors with a gradient have to stand in
+        the result's tuples, lists and dicts.
+        """
+        return work(self)
+
+
+class EncoderWithHeads(_Learner):
     """A tile encoder and the projection heads of DINO and iBOT.
 
     Args:
@@ -50,7 +66,7 @@ class EncoderWithHeads(nn.Module):
         return named if self.patch_head is None else {**named, "patch_head": self.patch_head}
 
 
-class Pupil(nn.Module):
+class Pupil(_Learner):
     """A tile encoder that learns to say another one's embeddings.
 
     Attributes:

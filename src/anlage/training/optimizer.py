@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from functools import partial
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from anlage.training.optimizer_config import Optimisation
+from anlage.training.parallel import whole
 from anlage.training.stable_adamw import StableAdamW
 
 NO_DECAY = re.compile(r"(\.bias$|norm|gamma)")
@@ -77,6 +78,50 @@ def build_optimizer(
     )
 
 
+def optimizer_state(
+    optimizer: torch.optim.Optimizer, network: nn.Module
+) -> dict[str, dict[str, Tensor]]:
+    """Moments and counts by the name of their parameter, as they are: in no order, of no group.
+
+    Args:
+        optimizer: Over the network.
+        network: Names the parameters.
+
+    Returns:
+        The optimiser's own tensors, sharded as their parameters are.
+    """
+    return {
+        name: dict(optimizer.state[parameter])
+        for name, parameter in network.named_parameters()
+        if parameter in optimizer.state
+    }
+
+
+def make_room(
+    optimizer: torch.optim.Optimizer,
+    network: nn.Module,
+    names: Mapping[str, Collection[str]],
+) -> None:
+    """Give an optimiser zeros in place of every moment and count that will be read into it.
+
+    Args:
+        optimizer: Over the network.
+        network: Names the parameters.
+        names: What each parameter's state consists of; ``step`` is a scalar, anything else has the
+            parameter's shape.
+    """
+    on_host = isinstance(optimizer, StableAdamW)
+    for name, parameter in network.named_parameters():
+        for kind in names.get(name, ()):
+            if kind == "step":
+                device = torch.device("cpu") if on_host else parameter.device
+                value = torch.zeros((), dtype=torch.float32, device=device)
+            else:
+                wide = torch.promote_types(parameter.dtype, torch.float32)
+                value = torch.zeros_like(parameter, dtype=wide, requires_grad=False)
+            optimizer.state[parameter][kind] = value
+
+
 def set_rates(
     optimizer: torch.optim.Optimizer,
     *,
@@ -103,11 +148,12 @@ def clip_gradients(
         max_norm: Largest L2 norm a part may keep; None only measures.
 
     Returns:
-        Norm of each part before clipping, scalar tensors on the device (no host sync).
+        Norm of each part before clipping, over all shards; scalar tensors on the device (no host
+        sync).
     """
     limit = float("inf") if max_norm is None else max_norm
     norms: dict[str, torch.Tensor] = {}
     for name, network in networks.items():
         parameters = [p for p in network.parameters() if p.grad is not None]
-        norms[name] = nn.utils.clip_grad_norm_(parameters, limit)
+        norms[name] = whole(nn.utils.clip_grad_norm_(parameters, limit))
     return norms

@@ -9,6 +9,7 @@ import math
 import pickle
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +72,8 @@ def save_replay(
     step: int,
     tensors: Mapping[str, Tensor],
     facts: Mapping[str, Any],
-    state: Mapping[str, Any],
+    state: Mapping[str, Any] | None,
+    rank: int | None = None,
 ) -> SavedReplay:
     """Write the step that went wrong to ``RUN/non_finite/step-00000123``, as far as that goes.
 
@@ -85,17 +87,21 @@ def save_replay(
         facts: What is known (terms, tiles, the finding). Tensors become lists, dataclasses
             dicts, numbers that are not finite texts, and anything unknown to JSON its text.
         state: Nested dicts of tensors and plain values; loaded back with ``weights_only=True``.
+            None where it is sharded: then the newest checkpoint has to do.
+        rank: Which of several processes this is; each has a folder of its own.
 
     Returns:
         The folder, and what could not be saved.
     """
-    folder = run_dir / "non_finite" / f"step-{step:08d}"
+    name = f"step-{step:08d}" + ("" if rank is None else f"-rank-{rank}")
+    folder = run_dir / "non_finite" / name
     told = {"format": FORMAT, "step": step, "versions": versions(), "facts": _json(facts)}
     writers: dict[str, Callable[[Path], Any]] = {
         FACTS: lambda path: write_json_whole(path, told),
         TENSORS: lambda path: _write_tensors(path, tensors),
-        STATE: lambda path: _write_state(path, state),
     }
+    if state is not None:
+        writers[STATE] = partial(_write_state, state=state)
     faults: dict[str, str] = {}
     for name, write in writers.items():
         try:

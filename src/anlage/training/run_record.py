@@ -18,6 +18,8 @@ from anlage.slides.catalogue import Catalogue
 
 LOGGER = logging.getLogger(__name__)
 FORMAT = "run/1"
+FREE = ("engine.", "accumulate")  # what a run takes, not what it learns
+MADE_WITH = ("versions", "machine", "ranks")
 IMPORTED = (
     "holds an imported run, which begins no steps of its own. Name another folder, and set "
     "init.run to this one."
@@ -25,12 +27,13 @@ IMPORTED = (
 MOST_LISTED_SLIDES = 100_000  # beyond, the catalogue's fingerprint stands for them all
 
 
-def run_record(config: BaseModel, slides: Catalogue) -> dict[str, Any]:
+def run_record(config: BaseModel, slides: Catalogue, *, n_ranks: int = 1) -> dict[str, Any]:
     """Everything a run depends on, as JSON.
 
     Args:
         config: The resolved recipe.
         slides: The slides it trains on.
+        n_ranks: Processes that share each step.
 
     Returns:
         Format, configuration, the catalogue's fingerprint, how many slides there are and, up to
@@ -55,6 +58,7 @@ def run_record(config: BaseModel, slides: Catalogue) -> dict[str, Any]:
         "versions": versions(),
         "commit": git_commit(),
         "machine": machine(),
+        "ranks": n_ranks,
     }
 
 
@@ -111,7 +115,11 @@ def compare_records(run_dir: Path, *, old: Mapping[str, Any], new: Mapping[str, 
     if old.get("format") != FORMAT:
         raise CheckpointError(run_dir, IMPORTED)
     before, now = _flat(old["config"]), _flat(new["config"])
-    keys = sorted(k for k in before.keys() | now.keys() if before.get(k) != now.get(k))
+    different = sorted(k for k in before.keys() | now.keys() if before.get(k) != now.get(k))
+    keys = [key for key in different if not key.startswith(FREE)]
+    for key in sorted(set(different) - set(keys)):
+        told = "%s goes on with %s=%r; it was %r: numbers may differ in their last bits"
+        LOGGER.info(told, run_dir, key, now.get(key), before.get(key))
     if keys:
         changes = "; ".join(f"{k} was {before.get(k)!r}, is now {now.get(k)!r}" for k in keys)
         raise CheckpointError(
@@ -123,7 +131,7 @@ def compare_records(run_dir: Path, *, old: Mapping[str, Any], new: Mapping[str, 
             "needs the slides it began with; the catalogue has changed. Start a new run folder, "
             "or restore the catalogue.",
         )
-    for name in ("versions", "machine"):
+    for name in MADE_WITH:
         if old[name] != new[name]:
             told = "%s began with %s %s; now %s: numbers may differ in their last bits"
             LOGGER.warning(told, run_dir, name, old[name], new[name])
@@ -142,7 +150,7 @@ def resumed_record(old: Mapping[str, Any], new: Mapping[str, Any], *, step: int)
         those of the steps before.
     """
     last = old.get("resumed", [old])[-1]
-    made_with = {name: new[name] for name in ("versions", "commit", "machine")}
+    made_with = {name: new[name] for name in (*MADE_WITH, "commit")}
     if all(last[name] == value for name, value in made_with.items()):
         return dict(old)
     return {**old, "resumed": [*old.get("resumed", []), {"step": step, **made_with}]}

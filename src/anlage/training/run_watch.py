@@ -6,9 +6,10 @@ from pathlib import Path
 
 from anlage.encoders.tile_encoder import EncoderConfig
 from anlage.errors import LabelledDataError, TrainingError
+from anlage.models.vit import VisionTransformer
 from anlage.tiles.stream import TileBatch
 from anlage.training.best import BestEncoder
-from anlage.training.log import MetricsLog
+from anlage.training.log import MetricsLog, SilentLog
 from anlage.training.training_state import Training
 from anlage.training.watch import look, look_unlabelled
 from anlage.training.watch_pictures import draw_look, picture_path
@@ -39,6 +40,7 @@ class RunWatch:
             training.run_dir,
         )
         self._picture: Path | None = None
+        self._is_over = False
         self._best: BestEncoder | None = None
         if self._settings.patience is not None and (tiles is None or self._settings.every is None):
             msg = (
@@ -61,12 +63,19 @@ class RunWatch:
     @property
     def is_over(self) -> bool:
         """Whether the probe got no better for as long as the recipe is patient."""
-        return self._best is not None and self._best.is_patience_over
+        return self._is_over or (self._best is not None and self._best.is_patience_over)
+
+    def is_due(self, training: Training) -> bool:
+        """Whether it is time to look, after the steps that are finished."""
+        every, step = self._settings.every, training.step
+        return every is not None and (step % every == 0 or step == training.config.steps)
 
     def after_step(
         self, training: Training, batch: TileBatch, config: EncoderConfig
     ) -> dict[str, float]:
         """Look if it is time, draw it, and keep the encoder if it is the best so far.
+
+        Rank 0 looks; every rank calls it, and hears of it.
 
         Args:
             training: The run, after a step.
@@ -76,10 +85,20 @@ class RunWatch:
         Returns:
             Metrics of the look; none if it is not time.
         """
-        every, step = self._settings.every, training.step
-        if every is None or (step % every and step != training.config.steps):
+        if not self.is_due(training):
             return {}
-        model = training.teacher.encoder
+        model = training.whole_encoder()
+
+        def looked() -> tuple[dict[str, float], bool]:
+            assert model is not None, "rank 0 has it"
+            return self._look(training.step, model, batch, config), self.is_over
+
+        metrics, self._is_over = training.ranks.from_main(looked)
+        return metrics
+
+    def _look(
+        self, step: int, model: VisionTransformer, batch: TileBatch, config: EncoderConfig
+    ) -> dict[str, float]:
         if self._tiles is not None:
             seen = look(
                 model,
@@ -93,7 +112,7 @@ class RunWatch:
             edge_px = batch.pixels.shape[-1] // model.patch_px * model.patch_px
             whole = batch.pixels[..., :edge_px, :edge_px]
             seen = look_unlabelled(model, whole, config=config)
-            shown = whole[:N_SHOWN].numpy()
+            shown = whole[:N_SHOWN].cpu().numpy()
         if self._settings.pictures:
             path = picture_path(self._run_dir, step)
             self._picture = draw_look(model, shown, path, config=config)
@@ -101,7 +120,7 @@ class RunWatch:
             self._best.consider(step, seen.metrics, model=model, config=config)
         return seen.metrics
 
-    def show(self, log: MetricsLog, step: int) -> None:
+    def show(self, log: MetricsLog | SilentLog, step: int) -> None:
         """Hand the picture of the last look to the trackers, once."""
         if self._picture is not None:
             log.image(step, "watch", self._picture)

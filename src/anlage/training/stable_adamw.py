@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import chain
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 from torch.optim.optimizer import ParamsT
+
+from anlage.training.parallel import own_shards
 
 STATE = {"step", "first_moment", "second_moment"}
 
@@ -31,7 +35,12 @@ class StableAdamW(torch.optim.Optimizer):
 
     A step computes in float32, or in float64 for parameters that are; so are the moments.
     Nothing is read back from the device. Rates may be 0: the moments still move. Memory beside
-    parameters, gradients and moments: one more copy of the parameters, during the step.
+    parameters, gradients and moments: one more copy of the parameters, during the step. Sharded
+    parameters (DTensor) move shard by shard; only RMS is taken over the whole tensor.
+
+    As in torch's fused AdamW, a scalar tensor ``found_inf`` set on the optimiser that is not 0
+    makes a step change no parameter and no moment, without anybody waiting for the device; the
+    step still counts.
 
     Args:
         params: Parameters, or groups of them. A group may hold keys that are not read here.
@@ -70,24 +79,10 @@ class StableAdamW(torch.optim.Optimizer):
             if not valid:
                 msg = f"StableAdamW: {name} needs {rule}; got {value}. Correct {name}."
                 raise ValueError(msg)
+        self.found_inf: Tensor | None = None
         super().__init__(
             params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
         )
-
-    def root_mean_squares(self, ratios: list[Tensor]) -> list[Tensor]:
-        """Root mean square of each tensor over all of its elements, on its device.
-
-        The one place that has to see whole tensors: an optimiser over shards overrides it and
-        reduces there.
-
-        Args:
-            ratios: Gradient over the floored root of its second moment, one for each parameter.
-
-        Returns:
-            Scalar tensors, in the same order.
-        """
-        scales = [max(ratio.numel(), 1) ** -0.5 for ratio in ratios]
-        return list(torch._foreach_mul(torch._foreach_norm(ratios), scales))
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
@@ -157,16 +152,23 @@ class StableAdamW(torch.optim.Optimizer):
     def _move(self, parameters: list[Tensor], group: dict[str, Any], *, step: int) -> None:
         """One step of parameters of the same group, device, dtype and age."""
         dtype = _wide(parameters[0].dtype)
-        weights = [parameter.to(dtype) for parameter in parameters]
-        gradients = [_gradient(parameter).to(dtype) for parameter in parameters]
-        first = [self.state[parameter]["first_moment"] for parameter in parameters]
-        second = [self.state[parameter]["second_moment"] for parameter in parameters]
+        own = own_shards(parameters)
+        weights = [weight.to(dtype) for weight in own]
+        gradients = [g.to(dtype) for g in own_shards(_gradient(p) for p in parameters)]
+        first = own_shards(self.state[parameter]["first_moment"] for parameter in parameters)
+        second = own_shards(self.state[parameter]["second_moment"] for parameter in parameters)
         fresh_1, fresh_2 = ((1 - beta) / (1 - beta**step) for beta in group["betas"])
+        sound: Tensor | float = 1.0
+        if self.found_inf is not None:
+            sound = (self.found_inf == 0).to(dtype)
+            gradients = [torch.where(sound > 0, gradient, 0.0) for gradient in gradients]
 
-        torch._foreach_lerp_(first, gradients, fresh_1)
-        torch._foreach_mul_(second, 1 - fresh_2)
-        torch._foreach_addcmul_(second, gradients, gradients, value=fresh_2)
-        rates = self._divided_rates(gradients, second, group)
+        _blend(first, torch._foreach_sub(gradients, first), fresh_1 * sound)
+        squares = torch._foreach_mul(gradients, gradients)
+        torch._foreach_sub_(squares, second)
+        _blend(second, squares, fresh_2 * sound)
+        rates = self._divided_rates(parameters, gradients, second, group)
+        torch._foreach_mul_(rates, sound)
 
         updates = torch._foreach_sqrt(second)
         torch._foreach_add_(updates, group["eps"])
@@ -176,20 +178,50 @@ class StableAdamW(torch.optim.Optimizer):
         torch._foreach_mul_(updates, rates)
         torch._foreach_sub_(weights, updates)
         if dtype != parameters[0].dtype:
-            torch._foreach_copy_(parameters, weights)
+            torch._foreach_copy_(own, weights)
 
     def _divided_rates(
-        self, gradients: list[Tensor], second: list[Tensor], group: dict[str, Any]
+        self,
+        parameters: list[Tensor],
+        gradients: list[Tensor],
+        second: list[Tensor],
+        group: dict[str, Any],
     ) -> list[Tensor]:
         """The group's rate over max(1, RMS) of each tensor."""
         ratios = torch._foreach_sqrt(second)
         torch._foreach_clamp_min_(ratios, group["eps"])
         torch._foreach_reciprocal_(ratios)
         torch._foreach_mul_(ratios, gradients)
-        divisors = torch._foreach_clamp_min(self.root_mean_squares(list(ratios)), 1.0)
+        divisors = torch._foreach_clamp_min(root_mean_squares(parameters, list(ratios)), 1.0)
         rates = list(torch._foreach_reciprocal(divisors))
         torch._foreach_mul_(rates, group["lr"])
         return rates
+
+
+def root_mean_squares(parameters: list[Tensor], ratios: list[Tensor]) -> list[Tensor]:
+    """Root mean square of each ratio over all elements of its parameter, on its device.
+
+    Args:
+        parameters: Whole tensors, or DTensors that all lie on the same ranks in the same way.
+        ratios: This rank's part of a tensor for each of them, not empty.
+
+    Returns:
+        Scalar tensors, in the same order; the same on all ranks.
+    """
+    square_N = torch.stack(torch._foreach_norm(ratios)).square_()
+    first = parameters[0]
+    if isinstance(first, DTensor):
+        for axis, placement in enumerate(first.placements):
+            if placement.is_shard():
+                dist.all_reduce(square_N, group=first.device_mesh.get_group(axis))
+    scales = [max(parameter.numel(), 1) ** -0.5 for parameter in parameters]
+    return list(torch._foreach_mul(list(square_N.sqrt_().unbind()), scales))
+
+
+def _blend(values: list[Tensor], changes: Sequence[Tensor], share: Tensor | float) -> None:
+    """Add a share of changes, which are used up."""
+    torch._foreach_mul_(changes, share)
+    torch._foreach_add_(values, changes)
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:

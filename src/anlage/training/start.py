@@ -12,12 +12,13 @@ from torch import Tensor, nn
 from anlage.encoders.starting_weights import starting_weights
 from anlage.encoders.tile_encoder import weights_sha256
 from anlage.errors import CheckpointError
-from anlage.training.checkpoint import load_newest_checkpoint
+from anlage.training.checkpoint import newest_checkpoint
 from anlage.training.network_config import Architecture, Head
 from anlage.training.networks import EncoderWithHeads, Pupil
 from anlage.training.tile_config import Initialisation, TilePretrainConfig
 
 LOGGER = logging.getLogger(__name__)
+NETWORKS = ("student", "teacher", "centers")
 NOT_OF_WEIGHTS = frozenset({"stochastic_depth", "linear_std"})
 
 
@@ -72,15 +73,15 @@ def networks_of_run(run_dir: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     Raises:
         CheckpointError: If there is none.
     """
-    newest = load_newest_checkpoint(run_dir / "checkpoints")
+    newest = newest_checkpoint(run_dir / "checkpoints")
     if newest is None:
         msg = (
             "has no checkpoint. Name the folder of a run with --set distill.run=RUN or "
             "--set init.run=RUN, or make one with `anlage import-run`."
         )
         raise CheckpointError(run_dir, msg)
-    step, state, provenance = newest
-    return state, {**provenance, "step": step}
+    state = newest.read_whole(*(part for part in NETWORKS if part in newest.parts))
+    return state, {**newest.provenance, "step": newest.step}
 
 
 def refuse_other_networks(

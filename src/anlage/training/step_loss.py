@@ -9,19 +9,24 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from anlage.distributed import ALONE, Ranks
 from anlage.models.vit import TokenOutput, VisionTransformer
 from anlage.objectives.dino import dino_loss
 from anlage.objectives.gram import gram_loss
 from anlage.objectives.ibot import ibot_loss
 from anlage.objectives.kde import kde_loss
 from anlage.objectives.koleo import koleo_loss
+from anlage.training.engine_config import Recompute
 from anlage.training.lesson import GLOBAL_VIEWS, Lesson, Part
 from anlage.training.networks import EncoderWithHeads
 from anlage.training.objective_config import Objective
+from anlage.training.parallel import Run, averaged
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,15 +55,16 @@ class PassSettings:
         dtype: Dtype of products with prototypes; float32 if None.
         hides_patches: Whether the student's masked patches are hidden from it; not so where it
             learns from a frozen teacher.
-        recompute: Whether norms and activations run again in the backward pass instead of being
-            kept from the forward pass.
+        recompute: What runs again in the backward pass instead of being kept from the forward pass.
+        ranks: Processes that share the step, each with as many tiles.
     """
 
     autocast: Callable[[], AbstractContextManager[object]]
     randomness: Callable[[int], torch.Generator | None]
     dtype: torch.dtype | None = None
     hides_patches: bool = True
-    recompute: bool = False
+    recompute: Recompute = "none"
+    ranks: Ranks = ALONE
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,7 +76,7 @@ class Anchor:
 
 
 def learn(
-    student: EncoderWithHeads,
+    student: Run[EncoderWithHeads],
     parts: Sequence[Part],
     lesson: Lesson,
     *,
@@ -85,10 +91,12 @@ def learn(
     embeddings before the head the spreading term (each global view on its own, never two views of
     one tile together), patch tokens of the global views the Gram term. The gradient is that of the
     whole step however many parts it is taken in: what couples tiles is known beforehand (targets)
-    or comes from a first pass without a graph (the spreading term's gradient).
+    or comes from a first pass without a graph (the spreading term's gradient). So it is over
+    ranks: losses are means over a rank's tiles, gradients are averaged over ranks, and the
+    spreading term sees the embeddings of all of them.
 
     Args:
-        student: Trained network; its gradients are added to.
+        student: Runs the trained network; its gradients are added to.
         parts: The step's views.
         lesson: The teacher's targets of the same parts.
         objective: Weights and temperatures.
@@ -101,35 +109,75 @@ def learn(
     Source: Oquab et al. 2023, DINOv2, arXiv:2304.07193; Zimmermann et al. 2024, Virchow2,
     arXiv:2408.00738 (KDE); Gao et al. 2021, arXiv:2101.06983 (gradients in two passes).
     """
-    n_tiles = sum(part.n_tiles for part in parts)
-    weights = _weights(objective, anchor)
     spread = None
     if len(parts) > 1 and objective.spreads:
         spread = _spread_beforehand(student, parts, objective=objective, how=how)
+    settings = _PartSettings(parts, lesson, objective, how, anchor, spread)
+    weights = settings.weights
     sums: dict[str, Tensor] = {}
-    per_tile, patches = [], slice(0, 0)
-    for number, part in enumerate(parts):
-        patches = slice(patches.stop, patches.stop + part.n_masked)
-        with how.autocast():
-            passed = run_student(student.encoder, part, number, how=how)
-            terms, per_tile_b = _prototype_terms(
-                student, passed, (part, lesson, patches), objective=objective, n_tiles=n_tiles,
-                dtype=how.dtype,
-            )  # fmt: skip
-            if anchor is not None:
-                terms["gram"] = _gram(anchor, passed, part) * (part.n_tiles / n_tiles)
-            if objective.spreads and spread is None:
-                terms[objective.spread] = spread_loss(_by_view(passed), objective=objective)
-            total = torch.stack([weights[name] * term for name, term in terms.items()]).sum()
-            if spread is not None:
-                total = total + objective.spread_weight * spread.pull(part, _by_view(passed))
-        torch.autograd.backward(total)
-        sums = {name: sums.get(name, 0.0) + term.detach() for name, term in terms.items()}
-        per_tile.append(per_tile_b)
+    per_tile = []
+    for number in range(len(parts)):
+        with averaged(student, is_last=number == len(parts) - 1):
+            with how.autocast():
+                found = student(partial(_part_loss, number=number, settings=settings))
+            torch.autograd.backward(found["total"])
+        sums = {name: sums.get(name, 0.0) + term for name, term in found["terms"].items()}
+        per_tile.append(found["per_tile"])
     if spread is not None:
         sums[objective.spread] = spread.value
     loss = torch.stack([weights[name] * term for name, term in sums.items()]).sum()
     return StepLoss(loss, sums, torch.cat(per_tile))
+
+
+@dataclass(frozen=True, eq=False)
+class _PartSettings:
+    """What the loss of any part of a step depends on."""
+
+    parts: Sequence[Part]
+    lesson: Lesson
+    objective: Objective
+    how: PassSettings
+    anchor: Anchor | None
+    spread: _Spread | None
+
+    @property
+    def n_tiles(self) -> int:
+        return sum(part.n_tiles for part in self.parts)
+
+    @property
+    def weights(self) -> Mapping[str, float]:
+        objective, anchor = self.objective, self.anchor
+        return {
+            "dino": objective.dino_weight,
+            "ibot": objective.ibot_weight,
+            objective.spread: objective.spread_weight,
+            "gram": 0.0 if anchor is None else anchor.weight,
+        }
+
+    def patches(self, number: int) -> slice:
+        """Where the masked patches of a part lie among those of the step."""
+        before = sum(part.n_masked for part in self.parts[:number])
+        return slice(before, before + self.parts[number].n_masked)
+
+
+def _part_loss(
+    network: EncoderWithHeads, *, number: int, settings: _PartSettings
+) -> dict[str, Any]:
+    """The loss of one part, its terms, and the DINO term of each of its tiles."""
+    part, objective, how = settings.parts[number], settings.objective, settings.how
+    passed = run_student(network.encoder, part, number, how=how)
+    terms, per_tile_b = _prototype_terms(network, passed, number, settings=settings)
+    if settings.anchor is not None:
+        share = part.n_tiles / settings.n_tiles
+        terms["gram"] = _gram(settings.anchor, passed, part) * share
+    if objective.spreads and settings.spread is None:
+        terms[objective.spread] = spread_loss(_by_view(passed), objective, how.ranks)
+    total = torch.stack([settings.weights[name] * term for name, term in terms.items()]).sum()
+    if settings.spread is not None:
+        pull = settings.spread.pull(part, _by_view(passed))
+        total = total + objective.spread_weight * pull
+    kept = {name: term.detach() for name, term in terms.items()}
+    return {"total": total, "terms": kept, "per_tile": per_tile_b}
 
 
 def run_student(
@@ -144,8 +192,12 @@ def run_student(
     return encoder(images, hidden, generator=generator, recompute=how.recompute)  # type: ignore[no-any-return]
 
 
-def spread_loss(cls_GBD: Tensor, *, objective: Objective) -> Tensor:
-    """KDE or KoLeo of each global view on its own, summed over the views as DINOv2 does."""
+def spread_loss(cls_GBD: Tensor, objective: Objective, ranks: Ranks = ALONE) -> Tensor:
+    """KDE or KoLeo of each global view on its own, summed over the views as DINOv2 does.
+
+    Every rank computes it over the tiles of all of them.
+    """
+    cls_GBD = ranks.rows_with_gradient(cls_GBD.transpose(0, 1)).transpose(0, 1)
     if objective.spread == "kde":
         losses = [kde_loss(view, concentration=objective.concentration) for view in cls_GBD]
     else:
@@ -161,14 +213,13 @@ def _by_view(passed: Sequence[TokenOutput]) -> Tensor:
 def _prototype_terms(
     student: EncoderWithHeads,
     passed: Sequence[TokenOutput],
-    taught: tuple[Part, Lesson, slice],
+    number: int,
     *,
-    objective: Objective,
-    n_tiles: int,
-    dtype: torch.dtype | None,
+    settings: _PartSettings,
 ) -> tuple[dict[str, Tensor], Tensor]:
     """DINO and iBOT terms of one part, and the DINO term of each of its tiles."""
-    part, lesson, patches = taught
+    part, lesson, objective = settings.parts[number], settings.lesson, settings.objective
+    n_tiles, dtype = settings.n_tiles, settings.how.dtype
     terms: dict[str, Tensor] = {}
     head, prototypes_PE = student.head, student.head.prototypes()
     cls_tokens = torch.cat([output.cls_BD for output in passed])
@@ -185,9 +236,9 @@ def _prototype_terms(
         if student.head_of_patches is not head:  # the other head's prototypes are let go
             head, prototypes_PE = student.head_of_patches, student.head_of_patches.prototypes()
         terms["ibot"], _ = ibot_loss(
-            head.bottleneck_of(part.masked.of_patches(passed[0].patches_BND)),
+            part.masked.bottleneck_of(passed[0].patches_BND, head),
             prototypes_PE,
-            lesson.patches.part(patches),
+            lesson.patches.part(settings.patches(number)),
             weight_M=part.masked.weight_m,
             n_images=GLOBAL_VIEWS * n_tiles,
             student_temperature=objective.student_temperature,
@@ -204,7 +255,7 @@ def _gram(anchor: Anchor, passed: Sequence[TokenOutput], part: Part) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class _Spread:
-    """The spreading term of a whole step, and its gradient by the CLS embeddings."""
+    """The spreading term of a whole step, and its gradient by this rank's CLS embeddings."""
 
     value: Tensor
     gradient_GBD: Tensor
@@ -215,24 +266,21 @@ class _Spread:
 
 
 def _spread_beforehand(
-    student: EncoderWithHeads, parts: Sequence[Part], *, objective: Objective, how: PassSettings
+    student: Run[EncoderWithHeads],
+    parts: Sequence[Part],
+    *,
+    objective: Objective,
+    how: PassSettings,
 ) -> _Spread:
     """A first pass over all parts without a graph, for the one term that couples their tiles."""
-    found = []
+
+    def of_all(network: EncoderWithHeads) -> list[Tensor]:
+        passed = (run_student(network.encoder, part, n, how=how) for n, part in enumerate(parts))
+        return [_by_view(tokens).float() for tokens in passed]
+
     with torch.no_grad(), how.autocast():
-        for number, part in enumerate(parts):
-            passed = run_student(student.encoder, part, number, how=how)
-            found.append(_by_view(passed).float())
+        found = student(of_all)
     cls_GBD = torch.cat(found, dim=1).requires_grad_()
-    value = spread_loss(cls_GBD, objective=objective)
+    value = spread_loss(cls_GBD, objective, how.ranks)
     (gradient_GBD,) = torch.autograd.grad(value, cls_GBD)
     return _Spread(value.detach(), gradient_GBD)
-
-
-def _weights(objective: Objective, anchor: Anchor | None) -> Mapping[str, float]:
-    return {
-        "dino": objective.dino_weight,
-        "ibot": objective.ibot_weight,
-        objective.spread: objective.spread_weight,
-        "gram": 0.0 if anchor is None else anchor.weight,
-    }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from anlage.tiles.stream import TileBatch, TileStream
+from anlage.tiles.stream import TileStream
 from anlage.training.flops_rate import RateMeter, peak_tflops
 from anlage.training.plan import StagePlan
 from anlage.training.tile_feed import FeedMeter
@@ -29,25 +29,24 @@ class StepMeters:
         if device.type == "cuda":
             peak = peak_tflops(torch.cuda.get_device_name(device))
         self._training = training
-        self._anchor_flops = config.batch_size * stage.anchor_flops
+        size = config.batch_size / training.ranks.world_size
+        self._anchor_flops = size * stage.anchor_flops
         self._feed = FeedMeter(config, stream)
-        self._rate = RateMeter(
-            flops_per_step=config.batch_size * stage.flops.total, peak_tflops=peak
-        )
+        self._rate = RateMeter(flops_per_step=size * stage.flops.total, peak_tflops=peak)
 
-    def of_step(self, step: int, batch: TileBatch) -> dict[str, float]:
+    def of_step(self, step: int) -> dict[str, float]:
         """Metrics of the step that ends now.
 
         Args:
             step: Number of the step, from 0.
-            batch: Its tiles.
 
         Returns:
-            Those of ``FeedMeter``, ``tflops`` a second, and ``mfu`` on a GPU whose peak is known.
+            Those of ``FeedMeter``; of this rank's device ``tflops`` a second, and ``mfu`` on a GPU
+            whose peak is known.
         """
         anchored = self._training.gram is not None
         rate = self._rate.of_step(extra_flops=self._anchor_flops if anchored else 0.0)
-        return self._feed.of_step(step, batch) | rate
+        return self._feed.of_step(step) | rate
 
     def begin_step(self) -> None:
         """Start the clocks anew."""

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM as a request to stop between two steps, with everything saved."""
+"""Ctrl-C, SIGTERM and SIGUSR1 as a request to stop between two steps, with everything saved."""
 
 from __future__ import annotations
 
@@ -25,8 +25,9 @@ class StopRequest:
 
 @contextmanager
 def stop_on_signals() -> Iterator[StopRequest]:
-    """Turn the first Ctrl-C or SIGTERM into a request; the second one acts as always.
+    """Turn the first Ctrl-C, SIGTERM or SIGUSR1 into a request; the second one acts as always.
 
+    Schedulers send SIGTERM, or SIGUSR1 where they are asked to, some time before they kill.
     Outside the main thread, where Python takes no signal handlers, the request is never made.
 
     Yields:
@@ -36,7 +37,10 @@ def stop_on_signals() -> Iterator[StopRequest]:
     if threading.current_thread() is not threading.main_thread():
         yield request
         return
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    numbers = [signal.SIGINT, signal.SIGTERM]
+    if hasattr(signal, "SIGUSR1"):  # not on Windows
+        numbers.append(signal.SIGUSR1)
+    before = {number: signal.getsignal(number) for number in numbers}
 
     def note(number: int, _: FrameType | None) -> None:
         request.signal_number = number

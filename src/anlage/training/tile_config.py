@@ -14,6 +14,7 @@ from pydantic import (
 )
 
 from anlage.tiles.augment.spec import MultiCropSpec
+from anlage.training.engine_config import Engine
 from anlage.training.network_config import Architecture, Head
 from anlage.training.objective_config import Objective
 from anlage.training.optimizer_config import Optimisation
@@ -138,12 +139,9 @@ class TilePretrainConfig(Section):
         seed: Seed of everything random: tiles, views, masks, weights, stochastic depth; 0 to
             2**32 - 1.
         steps: Optimiser steps.
-        batch_size: Tiles a step.
-        accumulate: Parts a step's tiles are taken in, one after the other; the step is that of
-            the whole batch. Must divide ``batch_size``.
-        recompute: Whether norms and activations of the student run again in the backward pass
-            instead of being kept: about two fifths less memory for activations, a few per cent
-            more time.
+        batch_size: Tiles a step, over all ranks.
+        accumulate: Parts a rank's tiles of a step are taken in, one after the other; the step is
+            that of the whole batch. Must divide ``batch_size``; may change when a run goes on.
         checkpoint_every: Steps between checkpoints.
         keep_checkpoints: How many of the newest checkpoints stay on disk.
         precision: ``auto`` (bf16 autocast where the processor computes it natively), ``bf16`` or
@@ -161,6 +159,7 @@ class TilePretrainConfig(Section):
         distill: A frozen teacher; None for self-distillation.
         last_stage: Larger or finer tiles at the end; None for none.
         watch: What is looked at beside the loss.
+        engine: How the run uses its devices; may change when it goes on.
         encoder: How the trained encoder is to be used.
     """
 
@@ -168,7 +167,6 @@ class TilePretrainConfig(Section):
     steps: PositiveInt
     batch_size: int = Field(ge=2)
     accumulate: PositiveInt = 1
-    recompute: bool = False
     checkpoint_every: PositiveInt = 100
     keep_checkpoints: PositiveInt = 2
     precision: Literal["auto", "bf16", "fp32"] = "auto"
@@ -185,6 +183,7 @@ class TilePretrainConfig(Section):
     distill: Distillation | None = None
     last_stage: LastStage | None = None
     watch: Watch = Watch()
+    engine: Engine = Engine()
     encoder: EncoderUse = EncoderUse()
 
     @property

@@ -12,7 +12,7 @@ from anlage.slides.catalogue import Catalogue
 from anlage.tiles.magnification import ContinuousMpp
 from anlage.tiles.quarantine import JOURNAL, ErrorPolicy
 from anlage.tiles.sampling import TileSampler, sampler_from_catalogue
-from anlage.tiles.stream import TileBatch, TileStream
+from anlage.tiles.stream import TileStream
 from anlage.training.tile_config import TilePretrainConfig
 from anlage.training.tile_source import MagnificationRange
 
@@ -103,17 +103,14 @@ class FeedMeter:
         """Start the clock anew, so that a look or a checkpoint counts for no step."""
         self._began, self._waited_s = time.perf_counter(), self._stream.wait_s
 
-    def of_step(self, step: int, batch: TileBatch) -> dict[str, float]:
-        """Metrics of the step that ends now: its rate, its waiting, its errors and rejections."""
+    def of_step(self, step: int) -> dict[str, float]:
+        """Metrics of the step that ends now: the rate of all ranks, and this one's waiting."""
         ended, waited_s = time.perf_counter(), self._stream.wait_s
         took_s = ended - self._began
         metrics = {
-            "tiles_per_s": len(batch.g) / took_s,
+            "tiles_per_s": self._config.batch_size / took_s,
             "data_wait_share": (waited_s - self._waited_s) / took_s,
-            "read_errors": float(batch.n_read_errors),
         }
-        for judge in self._config.tiles.filters.chosen():
-            metrics[f"rejected_{judge.name}"] = float(batch.rejected[judge.name])
         if self._config.tiles.quarantine_after is not None:
             out = [first for first in self._stream.quarantined.values() if first <= step]
             metrics["quarantined"] = float(len(out))

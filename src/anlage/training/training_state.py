@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,11 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from anlage.distributed import ALONE, Ranks
 from anlage.models.vit import VisionTransformer
+from anlage.training.checkpoint import SavedCheckpoint
 from anlage.training.distill import Guide, guide_of
 from anlage.training.networks import EncoderWithHeads, Pupil, frozen_copy
 from anlage.training.objective_config import Gram
-from anlage.training.optimizer import build_optimizer
+from anlage.training.optimizer import build_optimizer, make_room, optimizer_state
+from anlage.training.parallel import Layout, own_shards, whole
 from anlage.training.start import start_from
 from anlage.training.tile_config import TilePretrainConfig
 
@@ -28,10 +31,16 @@ class Training:
         run_dir: The run's folder.
         record: What it was made from: ``run.json``, and what it was resumed with if that changed.
         device: Where tensors live.
+        layout: Over which ranks the networks lie.
         student: Trained network.
+        run_student: Runs it: itself, or DDP around it.
         teacher: Its moving average.
         optimizer: Over the student.
         centers: Centres of the teacher's logits (centering only).
+        mean: (3, 1, 1) channel means taken off the pixels, on the device.
+        std: (3, 1, 1) channel deviations they are divided by.
+        sound: Scalar on the device: 1 until a loss or a gradient is not finite, 0 from then on, so
+            that no weight is changed any more before the host has heard of it.
         step: Finished steps.
         gram: Earlier teacher that Gram anchoring holds on to; None before it begins.
         guide: Frozen teacher of a distillation; None where the moving average teaches.
@@ -41,41 +50,89 @@ class Training:
     run_dir: Path
     record: dict[str, Any]
     device: torch.device
+    layout: Layout
     student: EncoderWithHeads | Pupil
+    run_student: Any
     teacher: EncoderWithHeads | Pupil
     optimizer: torch.optim.Optimizer
     centers: dict[str, Tensor]
+    mean: Tensor
+    std: Tensor
+    sound: Tensor
     step: int = 0
     gram: VisionTransformer | None = None
     guide: Guide | None = field(default=None, repr=False)
 
+    @property
+    def ranks(self) -> Ranks:
+        """The processes that share each step."""
+        return self.layout.ranks
+
     def state(self) -> dict[str, Any]:
-        """What a checkpoint holds; every random choice is a function of seed and step instead."""
-        return {
+        """What a checkpoint holds: the tensors themselves, sharded as they are.
+
+        Every random choice is a function of seed and step instead.
+        """
+        held = {
             "student": self.student.state_dict(),
             "teacher": self.teacher.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "optimizer": optimizer_state(self.optimizer, self.student),
             "centers": self.centers,
-            "gram": None if self.gram is None else self.gram.state_dict(),
         }
+        return held if self.gram is None else {**held, "gram": self.gram.state_dict()}
 
-    def restore(self, step: int, state: Mapping[str, Any]) -> None:
-        """Take over the state of a checkpoint."""
-        self.student.load_state_dict(state["student"])
-        self.teacher.load_state_dict(state["teacher"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.centers = {name: c.to(self.device) for name, c in state["centers"].items()}
-        if state["gram"] is not None:
-            gram = frozen_copy(self.teacher.encoder)
-            gram.load_state_dict(state["gram"])
-            self.gram = gram
-        self.step = step
+    def restore(self, saved: SavedCheckpoint) -> None:
+        """Read a checkpoint into the tensors that are there, from however many ranks it is.
+
+        Raises:
+            CheckpointError: If it is of other networks.
+        """
+        names: dict[str, set[str]] = {}
+        for part, *path in (stored.path for stored in saved.index.tensors):
+            if part == "optimizer":
+                names.setdefault(path[0], set()).add(path[1])
+            elif part == "gram" and self.gram is None:
+                self.gram = self._fresh_encoder()
+        make_room(self.optimizer, self.student, names)
+        saved.load_into(self.state(), ranks=self.ranks)
+        self.step = saved.step
 
     def anchor_teacher(self) -> None:
         """Take the teacher of now as the Gram teacher, if this step asks for it."""
         gram = self.config.objective.gram
         if gram is not None and is_anchored_at(gram, self.step, steps=self.config.steps):
-            self.gram = frozen_copy(self.teacher.encoder)
+            if self.gram is None:
+                self.gram = self._fresh_encoder()
+            held, now = self.gram.parameters(), self.teacher.encoder.parameters()
+            torch._foreach_copy_(own_shards(held), own_shards(now))
+
+    def whole_encoder(self) -> VisionTransformer | None:
+        """The teacher's encoder in one piece; a collective where it is sharded.
+
+        Returns:
+            It on rank 0, on the CPU where it had to be put together; None on the others.
+        """
+        encoder = self.teacher.encoder
+        if not self.layout.is_sharded:
+            return encoder if self.ranks.is_main else None
+        weights = {name: whole(t).cpu() for name, t in encoder.state_dict().items()}
+        if not self.ranks.is_main:
+            return None
+        built = _undrawn_encoder(self.config)
+        built.load_state_dict(weights)
+        return built
+
+    def _fresh_encoder(self) -> VisionTransformer:
+        """A frozen encoder that lies as the networks do; its values are to be set."""
+        encoder = _undrawn_encoder(self.config).to(self.device)
+        self.layout.spread(encoder)
+        return encoder
+
+
+def _undrawn_encoder(config: TilePretrainConfig) -> VisionTransformer:
+    with torch.random.fork_rng(devices=[]):
+        encoder = VisionTransformer(**config.model.model_dump())
+    return encoder.requires_grad_(requires_grad=False).eval()
 
 
 def is_anchored_at(gram: Gram, step: int, *, steps: int) -> bool:
@@ -94,6 +151,7 @@ def fresh_training(
     record: dict[str, Any],
     *,
     device: torch.device,
+    ranks: Ranks = ALONE,
     is_restored: bool = False,
 ) -> Training:
     """Student, teacher and optimiser at step 0, from the seed and what ``init`` names.
@@ -103,12 +161,15 @@ def fresh_training(
         run_dir: The run's folder.
         record: ``run.json``; what the weights come from is added to it.
         device: Where to train.
+        ranks: The processes that share each step; all begin with the same weights.
         is_restored: A checkpoint is put into it next, so that ``init`` need not be there any more.
 
     Raises:
         EncoderError: If the weights named cannot be read or do not fit.
         CheckpointError: If the run named has other networks.
+        DistributedError: If the ranks cannot be laid out as ``engine`` says.
     """
+    layout = Layout.of(config.engine, ranks, device)
     with torch.random.fork_rng(devices=[]):
         guide = guide_of(config)  # before the seed: the student does not depend on its teacher
         torch.manual_seed(config.seed)
@@ -127,15 +188,29 @@ def fresh_training(
     if guide is not None:
         record["distilled_from"] = guide.provenance
         guide = guide.to(device)
+    # a parameter that gets no gradient would keep DDP waiting for it
+    if not config.objective.uses_patches or guide is not None:
+        student.encoder.mask_token.requires_grad = False
     student, teacher = student.to(device), teacher.to(device)
+    for network in (student, teacher, *([] if guide is None else [guide.network])):
+        layout.spread(network)
     return Training(
         config=config,
         run_dir=run_dir,
         record=record,
         device=device,
+        layout=layout,
         student=student,
+        run_student=layout.runner(student),
         teacher=teacher,
         optimizer=build_optimizer(student, config.optimizer, depth=config.model.depth),
         centers={name: center.to(device) for name, center in centers.items()},
+        mean=_channels(config.mean, device),
+        std=_channels(config.std, device),
+        sound=torch.ones((), device=device),
         guide=guide,
     )
+
+
+def _channels(values: Sequence[float], device: torch.device) -> Tensor:
+    return torch.tensor(values, dtype=torch.float32, device=device).view(3, 1, 1)
