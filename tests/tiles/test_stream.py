@@ -14,6 +14,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from anlage.distributed import ALONE, Ranks
 from anlage.errors import SlideError, TrainingError
 from anlage.geometry import Size
 from anlage.slides.levels import TileWindow, read_tile
@@ -134,10 +135,10 @@ def stream(slides: Slides, sampler: FakeSampler | None = None, **settings: Any) 
 
 
 def read(first: int, last: int, *, k: int = 1, **settings: Any) -> list[TileBatch]:
-    share = {name: settings.pop(name) for name in ("rank", "world_size") if name in settings}
+    ranks = settings.pop("ranks", ALONE)
     slides = settings.pop("slides", None) or Slides()
     with stream(slides, FakeSampler(k=k), **settings) as tiles:
-        return list(tiles.batches(first, last, **share))
+        return list(tiles.batches(first, last, ranks=ranks))
 
 
 def pixels_of(batches: list[TileBatch]) -> torch.Tensor:
@@ -191,7 +192,7 @@ def test_tiles_depend_on_neither_threads_nor_ranks_nor_where_a_run_begins(
         assert torch.equal(one, pixels_of(read(0, n_steps, k=k, filters=[RedFilter()], **how)))
     for world_size in (2, 4):
         ranks = [
-            pixels_of(read(0, n_steps, k=k, rank=r, world_size=world_size, filters=[RedFilter()]))
+            pixels_of(read(0, n_steps, k=k, ranks=Ranks(r, world_size), filters=[RedFilter()]))
             for r in range(world_size)
         ]
         assert torch.equal(one, torch.cat(ranks, dim=1))
@@ -447,14 +448,9 @@ def test_no_threads_or_prefetch_is_refused(wrong: dict[str, int]) -> None:
         stream(Slides(), **wrong)
 
 
-def test_ranks_that_cannot_share_or_would_decide_apart_are_refused() -> None:
+def test_ranks_that_cannot_share_are_refused() -> None:
     with stream(Slides()) as tiles, pytest.raises(ValueError, match="world_size=3 divides"):
-        next(tiles.batches(0, 1, world_size=3))
-    with (
-        stream(Slides(), errors=ErrorPolicy(quarantine_after=5)) as tiles,
-        pytest.raises(ValueError, match=r"needs quarantine_after=None where several ranks read"),
-    ):
-        next(tiles.batches(0, 1, world_size=2))
+        next(tiles.batches(0, 1, ranks=Ranks(0, 3)))
 
 
 def pixel_runs(first: int, last: int, journal: Path, **settings: Any) -> list[TileBatch]:

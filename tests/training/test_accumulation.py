@@ -10,7 +10,7 @@ from same_run import assert_same_run, metrics_of, run_in_two, tensors_of
 
 from anlage.errors import RecipeError, TrainingError
 from anlage.slides.catalogue import Catalogue
-from anlage.training import train_step
+from anlage.training import step_views
 from anlage.training.tile_pretrain import pretrain_tiles
 from micro_recipe import micro_config
 
@@ -79,7 +79,7 @@ def test_a_fault_in_a_later_part_is_told_of_its_own_tiles(
     catalogue: Catalogue, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Tile 6 is the third of the second batch: the first of its second part."""
-    cut = train_step.views
+    cut = step_views.views
 
     def poisoned(pixels, g, *, spec, seed):
         made = cut(pixels, g, spec=spec, seed=seed)
@@ -87,7 +87,7 @@ def test_a_fault_in_a_later_part_is_told_of_its_own_tiles(
             made.local_crops.view(spec.n_local, len(g), 3, 16, 16)[:, 0] = float("nan")
         return made
 
-    monkeypatch.setattr(train_step, "views", poisoned)
+    monkeypatch.setattr(step_views, "views", poisoned)
     config = micro_config("steps=2", "accumulate=2")
     with pytest.raises(TrainingError, match="not finite at step 1") as error:
         pretrain_tiles(config, catalogue, tmp_path / "run", device="cpu")

@@ -16,8 +16,8 @@ from anlage.encoders.folder import load_encoder, save_encoder
 from anlage.errors import AnlageError, CheckpointError, EncoderError
 from anlage.models.vit import VisionTransformer
 from anlage.slides.catalogue import Catalogue
-from anlage.training import train_step
-from anlage.training.checkpoint import save_checkpoint
+from anlage.training import step_views
+from anlage.training.checkpoint_writer import CheckpointWriter
 from anlage.training.networks import EncoderWithHeads
 from anlage.training.tile_config import TilePretrainConfig
 from anlage.training.tile_pretrain import pretrain_tiles
@@ -54,7 +54,8 @@ def made_by_hand(run: Path, config: TilePretrainConfig) -> Path:
     centers = {"cls": torch.zeros(32), "patch": torch.zeros(32)}
     state = {"student": weights, "teacher": weights, "centers": centers}
     provenance = {"config": config.model_dump(mode="json")}
-    save_checkpoint(run / "checkpoints", state, step=1, provenance=provenance, keep=1)
+    with CheckpointWriter(run / "checkpoints", keep=1) as writer:
+        writer.save(state, step=1, provenance=provenance)
     return run
 
 
@@ -62,7 +63,7 @@ def test_the_first_loss_is_the_distance_of_embeddings_of_the_same_pixels(
     teacher: Path, catalogue: Catalogue, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Against plain torch: own normalisation, no masks, the teacher's grid halved."""
-    cut, seen = train_step.views, {}
+    cut, seen = step_views.views, {}
 
     def watched(*args, **settings):
         made = cut(*args, **settings)
@@ -73,7 +74,7 @@ def test_the_first_loss_is_the_distance_of_embeddings_of_the_same_pixels(
         seen["pupil"] = training.student
         seen["state"] = {n: t.clone() for n, t in training.student.state_dict().items()}
 
-    monkeypatch.setattr(train_step, "views", watched)
+    monkeypatch.setattr(step_views, "views", watched)
     before_steps(monkeypatch, keep)
     config = micro_config("steps=1", *FAST, f"distill.encoder={teacher}", "precision=fp32")
     pretrain_tiles(config, catalogue, tmp_path / "run", device="cpu")

@@ -15,7 +15,7 @@ from same_run import assert_same_run, before_steps, stopped_after
 from anlage.encoders.folder import load_encoder
 from anlage.errors import TrainingError
 from anlage.slides.catalogue import Catalogue
-from anlage.training.checkpoint import load_newest_checkpoint
+from anlage.training.checkpoint import newest_checkpoint
 from anlage.training.tile_pretrain import pretrain_tiles
 from micro_recipe import micro_config
 
@@ -58,9 +58,9 @@ def fill(disk: Path, *, leave: int) -> None:
 
 
 def newest_step(run: Path) -> int:
-    newest = load_newest_checkpoint(run / "checkpoints")
+    newest = newest_checkpoint(run / "checkpoints")
     assert newest is not None
-    return newest[0]
+    return newest.step
 
 
 @pytest.mark.parametrize("place", ["metrics", "checkpoint", "encoder"])

@@ -12,7 +12,7 @@ from published_weights import assert_same_function, theirs
 from anlage.encoders.folder import load_encoder
 from anlage.errors import CheckpointError, EncoderError
 from anlage.slides.catalogue import Catalogue
-from anlage.training.checkpoint import load_newest_checkpoint
+from anlage.training.checkpoint import newest_checkpoint
 from anlage.training.import_run import import_run
 from anlage.training.tile_pretrain import pretrain_tiles
 from micro_recipe import micro_config
@@ -38,7 +38,8 @@ def imported(tmp_path: Path, content: dict) -> Path:
 
 def test_both_networks_and_their_heads_are_taken_over(tmp_path: Path) -> None:
     run = imported(tmp_path, training_checkpoint())
-    step, state, provenance = load_newest_checkpoint(run / "checkpoints")
+    saved = newest_checkpoint(run / "checkpoints")
+    step, state, provenance = saved.step, saved.read_whole(), saved.provenance
     assert step == 1250
     assert provenance["config"]["patch_head"]["n_prototypes"] == 50
     assert state["centers"]["cls"].tolist() == [0.5] * 50
@@ -57,8 +58,9 @@ def test_a_recipe_goes_on_with_them(tmp_path: Path, catalogue: Catalogue) -> Non
     config = micro_config("steps=2", f"init.run={source}", *AS_IMPORTED, *rates)
     result = pretrain_tiles(config, catalogue, tmp_path / "run", device="cpu")
     assert result.is_finished
-    _, before, _ = load_newest_checkpoint(source / "checkpoints")
-    _, after, provenance = load_newest_checkpoint(tmp_path / "run" / "checkpoints")
+    before = newest_checkpoint(source / "checkpoints").read_whole()
+    saved = newest_checkpoint(tmp_path / "run" / "checkpoints")
+    after, provenance = saved.read_whole(), saved.provenance
     told = {name: provenance["init"][name] for name in ("source", "kind", "step")}
     assert told == {"source": str(source), "kind": "run", "step": 1250}
     for name, tensor in before["teacher"].items():
@@ -69,7 +71,8 @@ def test_a_recipe_goes_on_with_them(tmp_path: Path, catalogue: Catalogue) -> Non
 
 def test_a_teacher_alone_teaches_its_own_copy(tmp_path: Path) -> None:
     run = imported(tmp_path, {"teacher": network(SMALL, 2, tied=True)})
-    step, state, provenance = load_newest_checkpoint(run / "checkpoints")
+    saved = newest_checkpoint(run / "checkpoints")
+    step, state, provenance = saved.step, saved.read_whole(), saved.provenance
     assert step == 0
     assert provenance["config"]["patch_head"] is None
     assert state["student"].keys() == state["teacher"].keys()

@@ -14,7 +14,7 @@ from anlage.encoders.folder import load_encoder
 from anlage.errors import RecipeError, TrainingError
 from anlage.slides.catalogue import Catalogue
 from anlage.slides.indexing.index import index_slides
-from anlage.training import train_step
+from anlage.training import step_views
 from anlage.training.log import read_metrics
 from anlage.training.tile_pretrain import pretrain_tiles
 from micro_recipe import micro_config
@@ -40,14 +40,14 @@ def larger(catalogue: Catalogue, tmp_path_factory: pytest.TempPathFactory) -> Pa
 def test_tiles_and_views_are_larger_from_the_turn_on(
     catalogue: Catalogue, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    cut, sizes, tiles = train_step.views, [], []
+    cut, sizes, tiles = step_views.views, [], []
 
     def measured(*args, **settings):
         made = cut(*args, **settings)
         sizes.append((made.global_crops.shape[-1], made.local_crops.shape[-1]))
         return made
 
-    monkeypatch.setattr(train_step, "views", measured)
+    monkeypatch.setattr(step_views, "views", measured)
     before_steps(monkeypatch, lambda _, batch: tiles.append(batch.pixels.shape[-1]))
     config = micro_config("steps=6", LARGER)
     pretrain_tiles(config, catalogue, tmp_path / "run", device="cpu")

@@ -15,7 +15,7 @@ from anlage.errors import TrainingError
 from anlage.slides.catalogue import Catalogue
 from anlage.tiles.sampling import TileRequest, TileWindow
 from anlage.tiles.stream import TileBatch
-from anlage.training import train_step
+from anlage.training import pending_step, train_step
 from anlage.training.replay import Replay, load_replay
 from anlage.training.tile_config import TilePretrainConfig
 from anlage.training.tile_pretrain import pretrain_tiles
@@ -41,7 +41,7 @@ def replayed(run: Path, replay: Replay, again_in: Path) -> Training:
     training = fresh_training(
         config, again_in, record, device=torch.device("cpu"), is_restored=True
     )
-    training.restore(replay.step, replay.state)
+    training.take_over(replay.step, replay.state)
     return training
 
 
@@ -89,17 +89,15 @@ def test_a_step_that_cannot_be_run_once_more_is_told_and_saved(
     catalogue: Catalogue, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The search needs as much memory as the step did; an error of its own hides nothing."""
-    passes, calls = train_step.run_passes, []
+    calls = []
 
-    def out_of_memory(training: Training, parts):
+    def out_of_memory(training: Training, _):
         calls.append(training.step)
-        if calls.count(STEP) == 2:
-            raise torch.OutOfMemoryError
-        return passes(training, parts)
+        raise torch.OutOfMemoryError
 
     before_steps(monkeypatch, overflow)
-    monkeypatch.setattr(train_step, "run_passes", out_of_memory)
+    monkeypatch.setattr(pending_step, "run_passes", out_of_memory)
     with pytest.raises(TrainingError, match=f"not finite at step {STEP}.*is saved for replay"):
         pretrain_tiles(micro_config("steps=6"), catalogue, tmp_path, device="cpu")
-    assert calls.count(STEP) == 2
+    assert calls == [STEP]
     assert load_replay(tmp_path / FOLDER).facts["finding"] is None

@@ -59,7 +59,7 @@ def test_a_slow_look_or_checkpoint_makes_no_step_slower(
     """Steps after the first, and the pauses between, do not overlap from its end to the end."""
     owner, name = {
         "look": (tile_pretrain.RunWatch, "after_step"),
-        "checkpoint": (tile_pretrain, "_save"),
+        "checkpoint": (tile_pretrain, "save_run"),
     }[slow]
     act, ends = getattr(owner, name), []
 

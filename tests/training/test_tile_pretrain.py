@@ -20,8 +20,8 @@ import torch
 from anlage.encoders.folder import load_encoder
 from anlage.errors import CatalogueError, CheckpointError, TrainingError
 from anlage.slides.catalogue import Catalogue
-from anlage.training import tile_pretrain, train_step
-from anlage.training.checkpoint import load_newest_checkpoint
+from anlage.training import passes, step_views, tile_pretrain
+from anlage.training.checkpoint import newest_checkpoint
 from anlage.training.log import read_metrics
 from anlage.training.replay import load_replay
 from anlage.training.tile_pretrain import pretrain_tiles
@@ -32,8 +32,8 @@ TIMING = {"tiles_per_s", "data_wait_share", "tflops", "mfu"}
 
 def weights(run: Path) -> dict[str, torch.Tensor]:
     """Every tensor of the newest checkpoint, flattened to its dotted name."""
-    loaded = load_newest_checkpoint(run / "checkpoints")
-    assert loaded is not None
+    saved = newest_checkpoint(run / "checkpoints")
+    assert saved is not None
     flat: dict[str, torch.Tensor] = {}
 
     def walk(prefix: str, value: object) -> None:
@@ -43,7 +43,7 @@ def weights(run: Path) -> dict[str, torch.Tensor]:
             for key, inner in value.items():
                 walk(f"{prefix}.{key}", inner)
 
-    walk("", loaded[1])
+    walk("", saved.read_whole())
     return flat
 
 
@@ -163,11 +163,11 @@ def test_kill_nine_between_checkpoints_and_resume_is_bit_identical(
         "from anlage.recipe import load_recipe\n"
         "from anlage.training.tile_config import TilePretrainConfig\n"
         "from anlage.training import tile_pretrain\n"
-        "step = tile_pretrain.train_step\n"
-        "def slow(training, batch):\n"
+        "launch = tile_pretrain.launch_step\n"
+        "def slow(training, batch, **how):\n"
         "    import time; time.sleep(0.3 if training.step > 5 else 0.0)\n"
-        "    return step(training, batch)\n"
-        "tile_pretrain.train_step = slow\n"
+        "    return launch(training, batch, **how)\n"
+        "tile_pretrain.launch_step = slow\n"
         "config = load_recipe('tiny', TilePretrainConfig, overrides=sys.argv[3:])\n"
         "tile_pretrain.pretrain_tiles(config, sys.argv[1], sys.argv[2], device='cpu')\n"
     )
@@ -180,9 +180,9 @@ def test_kill_nine_between_checkpoints_and_resume_is_bit_identical(
         time.sleep(0.01)
     child.send_signal(signal.SIGKILL)
     child.wait()
-    newest = load_newest_checkpoint(run / "checkpoints")
+    newest = newest_checkpoint(run / "checkpoints")
     assert newest is not None
-    assert newest[0] == 5
+    assert newest.step == 5
     pretrain_tiles(micro_config("steps=10"), catalogue, run, resume=True, device="cpu")
     assert_same_run(straight, run)
 
@@ -213,7 +213,7 @@ def test_nan_stops_before_the_weights_and_names_the_tile(
     catalogue: Catalogue, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One tile whose pixels become NaN: the third of the third batch."""
-    cut = train_step.views
+    cut = step_views.views
     seen: dict[str, object] = {}
 
     def poisoned(pixels, g, *, spec, seed):
@@ -222,15 +222,15 @@ def test_nan_stops_before_the_weights_and_names_the_tile(
             made.local_crops.view(spec.n_local, len(g), 3, 16, 16)[:, 2] = float("nan")
         return made
 
-    keep = tile_pretrain.train_step
+    launch = tile_pretrain.launch_step
 
-    def recorded(training, batch):
+    def recorded(training, batch, *, wants_stop):
         seen["before"] = {n: p.clone() for n, p in training.student.named_parameters()}
         seen["training"], seen["batch"] = training, batch
-        return keep(training, batch)
+        return launch(training, batch, wants_stop=wants_stop)
 
-    monkeypatch.setattr(train_step, "views", poisoned)
-    monkeypatch.setattr(tile_pretrain, "train_step", recorded)
+    monkeypatch.setattr(step_views, "views", poisoned)
+    monkeypatch.setattr(tile_pretrain, "launch_step", recorded)
     with pytest.raises(TrainingError, match="not finite at step 2") as error:
         pretrain_tiles(micro_config("steps=5"), catalogue, tmp_path / "run", device="cpu")
     message = str(error.value)
@@ -256,13 +256,13 @@ def test_embeddings_that_are_all_zero_are_told_and_do_not_end_the_run(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """A collapsed teacher is what RankMe is logged for."""
-    taught = train_step.teach
+    taught = passes.teach
 
     def collapsed(*args, **settings):
         lesson = taught(*args, **settings)
         return replace(lesson, embedding_BD=torch.zeros_like(lesson.embedding_BD))
 
-    monkeypatch.setattr(train_step, "teach", collapsed)
+    monkeypatch.setattr(passes, "teach", collapsed)
     result = pretrain_tiles(micro_config("steps=2"), catalogue, tmp_path / "run", device="cpu")
     assert result.is_finished
     assert [row["rankme"] for row in metrics(tmp_path / "run")] == [0, 0]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from torch import Tensor
 from anlage.distributed import ALONE, Ranks
 from anlage.models.vit import VisionTransformer
 from anlage.training.checkpoint import SavedCheckpoint
+from anlage.training.checkpoint_index import flat_tensors
 from anlage.training.distill import Guide, guide_of
 from anlage.training.networks import EncoderWithHeads, Pupil, frozen_copy
 from anlage.training.objective_config import Gram
@@ -87,15 +88,32 @@ class Training:
         Raises:
             CheckpointError: If it is of other networks.
         """
+        self._make_room([stored.path for stored in saved.index.tensors])
+        saved.load_into(self.state(), ranks=self.ranks)
+        self.step = saved.step
+
+    def take_over(self, step: int, state: Mapping[str, Any]) -> None:
+        """Copy the state of a step that was saved for replay, on one device.
+
+        Args:
+            step: Finished steps.
+            state: What ``state`` gave then.
+        """
+        flat, paths = flat_tensors(state)
+        self._make_room(list(paths.values()))
+        for name, tensor in flat_tensors(self.state())[0].items():
+            tensor.detach().copy_(flat[name])
+        self.step = step
+
+    def _make_room(self, paths: Sequence[Sequence[str]]) -> None:
+        """Have a tensor for everything that will be read: moments, and the Gram teacher."""
         names: dict[str, set[str]] = {}
-        for part, *path in (stored.path for stored in saved.index.tensors):
+        for part, *path in paths:
             if part == "optimizer":
                 names.setdefault(path[0], set()).add(path[1])
             elif part == "gram" and self.gram is None:
                 self.gram = self._fresh_encoder()
         make_room(self.optimizer, self.student, names)
-        saved.load_into(self.state(), ranks=self.ranks)
-        self.step = saved.step
 
     def anchor_teacher(self) -> None:
         """Take the teacher of now as the Gram teacher, if this step asks for it."""
