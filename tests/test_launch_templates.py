@@ -180,11 +180,12 @@ def test_what_a_pod_runs_saves_when_it_is_evicted(tmp_path: Path, slides: Path) 
     pod = start(LAUNCH / "torchrun.sh", around() | given | here | one, *train["args"], *options())
     wait_for_steps(run, pod)
     pod.send_signal(signal.SIGTERM)
+    pod.wait(timeout=PATIENCE_S)
+    assert list((run / "checkpoints").glob("step-*")), "it ends when they have saved, not before"
     said, _ = pod.communicate(timeout=PATIENCE_S)
     rules = job["spec"]["podFailurePolicy"]["rules"]
     ignored = next(rule["onExitCodes"]["values"] for rule in rules if "onExitCodes" in rule)
     assert [pod.returncode] == ignored, said
-    assert list((run / "checkpoints").iterdir())
 
 
 @pytest.mark.parametrize(

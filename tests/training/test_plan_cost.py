@@ -154,6 +154,8 @@ def test_recomputing_all_keeps_less() -> None:
 
 def test_parts_are_as_large_as_the_recipe_takes_them_or_smaller() -> None:
     assert (cost("virchow2", gpus=8).parts, cost("virchow2", gpus=8).part_size) == (16, 32)
+    uneven = cost("tiny", "batch_size=40", "accumulate=5", gpus=2)  # 8 at a time; 20 for each GPU
+    assert (uneven.parts, uneven.part_size) == (4, 5)
     few = cost("virchow2", gpus=512)
     assert (few.parts, few.part_size) == (1, 8)
     (stage,) = few.stages

@@ -1,4 +1,4 @@
-"""What a tile takes to read, beside the tile that was measured and native tiles that are counted."""
+"""What a tile takes to read, beside the one that was measured and native tiles that are counted."""
 
 from __future__ import annotations
 
