@@ -69,7 +69,8 @@ def test_a_slow_look_or_checkpoint_makes_no_step_slower(
         return act(*given)
 
     monkeypatch.setattr(owner, name, paused)
-    pretrain_tiles(micro_config("steps=4", "checkpoint_every=1"), catalogue, tmp_path, device="cpu")
+    each = ("steps=4", "checkpoint_every=1", "watch.every=1", "watch.pictures=false")
+    pretrain_tiles(micro_config(*each), catalogue, tmp_path, device="cpu")
     rows = read_metrics(tmp_path / "metrics.jsonl")
     for rate in ("tiles_per_s", "tflops"):
         first = rows[0][rate] * (4 / rows[0]["tiles_per_s"])  # of one step, tiles or TFLOP
