@@ -19,7 +19,7 @@ def say_plan(
     *,
     mfu: float,
     peak_tflops: float,
-    cluster: Sequence[str] = (),
+    cluster: Sequence[str] | None = None,
 ) -> None:
     """Print what a run takes, and what it asks of a cluster where one is described."""
     from anlage.training.plan import lines, plan_of
