@@ -19,6 +19,7 @@ from torch import Tensor
 from anlage.errors import AnlageError, DistributedError
 
 Value = TypeVar("Value")
+GATHER = getattr(dist, "all_gather_single", dist.all_gather_into_tensor)  # its name since 2.13
 TIMEOUT_S = 600.0
 """Longest that a rank waits for the others before it gives up."""
 
@@ -87,7 +88,7 @@ class Ranks:
             return row_BD.detach()
         flat = row_BD.detach().contiguous()
         out = flat.new_empty((self.world_size * len(flat), *flat.shape[1:]))
-        dist.all_gather_into_tensor(out, flat)
+        GATHER(out, flat)
         return out
 
     def rows_with_gradient(self, row_BD: Tensor) -> Tensor:

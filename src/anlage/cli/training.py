@@ -16,6 +16,7 @@ from anlage.cli.application import (
     log_to,
     name_refused,
 )
+from anlage.cli.dry_run import say_plan
 
 if TYPE_CHECKING:
     from anlage.distributed import Ranks
@@ -36,6 +37,10 @@ Overrides = Annotated[
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what the run takes; do nothing.")]
 Mfu = Annotated[float, typer.Option(min=0.01, max=1, help="MFU that --dry-run reckons with.")]
 Peak = Annotated[float, typer.Option(min=0.01, help="The GPU's peak, TFLOP/s; H100, bf16.")]
+ClusterSettings = Annotated[
+    list[str] | None,
+    typer.Option("--cluster", help="Machines that --dry-run plans for: gpus=64; repeatable."),
+]
 Watched = Annotated[
     Path | None, typer.Option(help="Labelled tiles (CSV or folder) to probe the encoder on.")
 ]
@@ -55,6 +60,7 @@ def pretrain_tile(
     dry_run: DryRun = False,
     mfu: Mfu = 0.35,
     peak_tflops: Peak = 989.0,
+    cluster: ClusterSettings = None,
     watch: Watched = None,
     trackers: TrackerNames = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
@@ -66,7 +72,7 @@ def pretrain_tile(
 
     config = load_recipe(recipe, TilePretrainConfig, overrides=overrides or ())
     if dry_run:
-        _say_plan(config, recipe, slides, mfu=mfu, peak_tflops=peak_tflops)
+        say_plan(config, recipe, slides, mfu=mfu, peak_tflops=peak_tflops, cluster=cluster)
         return
     if slides is None or run is None:
         msg = "needs --slides and --run (or --dry-run)."
@@ -146,34 +152,6 @@ def _say_result(
             print("stopped by a signal; the same command with --resume goes on from there")
         raise typer.Exit(Exit.INTERRUPTED)
     exit_by(refused)
-
-
-def _say_plan(
-    config: TilePretrainConfig,
-    recipe: str,
-    slides: str | None,
-    *,
-    mfu: float,
-    peak_tflops: float,
-) -> None:
-    from anlage.training.plan import lines, plan_of
-
-    print(f"recipe {recipe}")
-    for line in lines(plan_of(config, mfu=mfu, peak_tflops=peak_tflops)):
-        print(line)
-    if slides is None:
-        return
-    if not slides.endswith(".parquet"):
-        msg = "--dry-run takes a catalogue (.parquet). Make one with `anlage index`."
-        raise typer.BadParameter(msg)
-    from anlage.slides.catalogue import Catalogue
-    from anlage.training.tile_feed import tile_sampler
-    from anlage.training.tile_pretrain import usable_slides
-
-    catalogue = Catalogue.open(Path(slides))
-    chosen = usable_slides(config, catalogue)
-    tile_sampler(config, chosen)  # refuses missing columns and slides without tiles
-    print(f"slides: {len(chosen)} of {len(catalogue)} are in the split and can be drawn from")
 
 
 def _watched(data: Path, config: TilePretrainConfig) -> WatchedTiles:

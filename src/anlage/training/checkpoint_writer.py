@@ -280,11 +280,13 @@ def _shared(flat: Mapping[str, Tensor], ranks: Ranks) -> dict[str, Tensor]:
     """
     mine: dict[str, Tensor] = {}
     n_bytes = [0] * ranks.world_size
-    for turn, (name, tensor) in enumerate(flat.items()):
+    for turn, (name, tensor) in enumerate(sorted(flat.items())):  # alike on all ranks
         if isinstance(tensor, DTensor):
-            place = tensor.device_mesh.get_coordinate() or ()
+            mesh = tensor.device_mesh
+            place = mesh.get_coordinate()
+            assert place is not None, "every rank holds a part"
             mirrors = [
-                (at, tensor.device_mesh.size(dim))
+                (at, mesh.size(dim))
                 for dim, (at, placement) in enumerate(zip(place, tensor.placements, strict=True))
                 if placement.is_replicate()
             ]

@@ -110,9 +110,7 @@ class Layout:
         """What runs a network that trains: itself, or DDP around it."""
         if self.kind != "ddp":
             return network
-        return DistributedDataParallel(
-            network, broadcast_buffers=False, gradient_as_bucket_view=True
-        )
+        return DistributedDataParallel(network, gradient_as_bucket_view=True)
 
 
 def averaged(run: object, *, is_last: bool) -> contextlib.AbstractContextManager[object]:

@@ -12,12 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from anlage.distributed import ALONE
 from anlage.errors import TrainingError
 from anlage.models.layers.packing import SequenceShape
 from anlage.probes.unsupervised import rankme
 from anlage.tiles.stream import TileBatch
 from anlage.training.forensics import Finding, first_non_finite, packed_tiles
 from anlage.training.lesson import Part
+from anlage.training.parallel import Layout
 from anlage.training.passes import run_passes
 from anlage.training.replay import save_replay
 from anlage.training.step_views import cut_parts
@@ -159,6 +161,9 @@ def first_fault(training: Training, parts: Sequence[Part]) -> Finding | None:
     """
     if training.layout.is_sharded:
         return None
+    # Each rank looks on its own, with its own tiles: others may have found it before they ran.
+    layout, run_student = training.layout, training.run_student
+    training.layout, training.run_student = Layout("single", ALONE), training.student
 
     def again() -> None:
         run_passes(training, parts)
@@ -175,6 +180,8 @@ def first_fault(training: Training, parts: Sequence[Part]) -> Finding | None:
     except Exception as error:  # noqa: BLE001 - no memory, say: must not hide what led here
         LOGGER.warning("what was not finite first could not be found: %s", error)
         return None
+    finally:
+        training.layout, training.run_student = layout, run_student
 
 
 def _inputs(parts: Sequence[Part]) -> dict[str, torch.Tensor]:
