@@ -13,7 +13,7 @@ and all; beside it, the same without what the process held before the networks w
 and batch). Processes for memory run one at a time, before anything is timed.
 
 ``--recompute`` runs norms and activations again in our backward pass, as the recipe's
-``recompute`` does. ``--accumulate 2`` adds a side: ours with the batch in two parts, which give
+``engine.recompute=selective`` does. ``--accumulate 2`` adds a side: ours with the batch in two parts, which give
 the same gradient.
 ``--shares`` tells how long each part of our step takes.
 
@@ -134,7 +134,7 @@ class OurStep:
             autocast=autocast,
             randomness=lambda _: None,
             dtype=self.dtype,
-            recompute=self.recompute,
+            recompute="selective" if self.recompute else "none",
         )
         loss = learn(self.student, self.parts, lesson, objective=self.objective, how=how)
         return loss, lesson

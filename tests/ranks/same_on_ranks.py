@@ -27,7 +27,6 @@ from anlage.tiles.quarantine import ErrorPolicy
 from anlage.tiles.sampling import sampler_from_catalogue
 from anlage.tiles.stream import TileStream
 from anlage.training.ema import update_teacher
-from anlage.training.lesson import teach
 from anlage.training.optimizer import clip_gradients
 from anlage.training.stable_adamw import StableAdamW
 
@@ -111,9 +110,7 @@ def sharded_steps(ranks: Ranks) -> None:
     whole, sharded, teacher, average = layers(), layers(), layers(), layers()
     for network in (sharded, average):
         fully_shard(network, mesh=mesh)
-    optimizers = [
-        StableAdamW(n.parameters(), lr=0.01, weight_decay=0.1) for n in (whole, sharded)
-    ]
+    optimizers = [StableAdamW(n.parameters(), lr=0.01, weight_decay=0.1) for n in (whole, sharded)]
     data = torch.randn(4, 6, generator=torch.Generator().manual_seed(6))
     for step in range(4):
         scale = 1000.0 if step == 2 else 1.0  # a spike, so that the rate is divided

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from same_run import metrics_of, tensors_of
+from two_ranks import run
 
 from anlage.slides.catalogue import Catalogue
 from anlage.training.tile_pretrain import pretrain_tiles
 from micro_recipe import micro_config
-from same_run import metrics_of, tensors_of
-from two_ranks import run
 
 HERE = Path(__file__).parent
 PLAIN = (

@@ -9,12 +9,12 @@ import time
 from pathlib import Path
 
 import pytest
+from two_ranks import run, start
 
 from anlage.slides.catalogue import Catalogue
 from anlage.training.log import read_metrics
 from anlage.training.replay import load_replay
 from micro_recipe import MICRO
-from two_ranks import run, start
 
 HERE = Path(__file__).parent
 MANY = ("steps=400", "checkpoint_every=4", "tiles.split=null")

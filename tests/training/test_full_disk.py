@@ -92,7 +92,8 @@ def test_a_full_disk_stops_the_run_cleanly_and_it_goes_on_with_more_room(
                     fill(disk, leave=room[place])
 
             before_steps(patch, fill_up)
-            with pytest.raises(TrainingError, match="the disk is full after step [3-6]; .*--resume"):
+            told = "the disk is full after step [3-6]; .*--resume"
+            with pytest.raises(TrainingError, match=told):
                 pretrain_tiles(config, catalogue, run, device="cpu")
         assert newest_step(run) == (4 if place == "encoder" else 2)
         assert load_encoder(run / "encoder").config.provenance["step"] in {2, 4}  # beside it

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from itertools import chain
 from typing import Any
 
@@ -163,8 +163,8 @@ class StableAdamW(torch.optim.Optimizer):
             sound = (self.found_inf == 0).to(dtype)
             gradients = [torch.where(sound > 0, gradient, 0.0) for gradient in gradients]
 
-        _blend(first, torch._foreach_sub(gradients, first), fresh_1 * sound)
-        squares = torch._foreach_mul(gradients, gradients)
+        _blend(first, list(torch._foreach_sub(gradients, first)), fresh_1 * sound)
+        squares = list(torch._foreach_mul(gradients, gradients))
         torch._foreach_sub_(squares, second)
         _blend(second, squares, fresh_2 * sound)
         rates = self._divided_rates(parameters, gradients, second, group)
@@ -218,7 +218,7 @@ def root_mean_squares(parameters: list[Tensor], ratios: list[Tensor]) -> list[Te
     return list(torch._foreach_mul(list(square_N.sqrt_().unbind()), scales))
 
 
-def _blend(values: list[Tensor], changes: Sequence[Tensor], share: Tensor | float) -> None:
+def _blend(values: list[Tensor], changes: list[Tensor], share: Tensor | float) -> None:
     """Add a share of changes, which are used up."""
     torch._foreach_mul_(changes, share)
     torch._foreach_add_(values, changes)

@@ -153,9 +153,10 @@ def pretrain_tiles(
 def _device_of(name: str, ranks: Ranks) -> torch.device:
     """The device of a rank: of several on a machine, each has the CUDA device of its number."""
     device = torch_device(name)
-    if device.type == "cuda" and device.index is None and not ranks.is_alone:
-        device = torch_device(f"cuda:{ranks.local_rank}")
-    return device
+    names_one = ":" in name
+    if device.type != "cuda" or ranks.is_alone or names_one:
+        return device
+    return torch_device(f"cuda:{ranks.local_rank}")
 
 
 def _hold(run_dir: Path, held: ExitStack) -> None:

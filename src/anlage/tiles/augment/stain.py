@@ -57,7 +57,7 @@ def jitter_stains(
     natural logarithms with 0 for white, so an offset of 0.05 darkens or lightens by a few per cent.
     """
     inverse_33 = basis_33.inverse().to(image_N3HW.device)  # found where the host need not wait
-    basis_33 = basis_33.to(image_N3HW.device)
+    basis_33 = basis_33.to(image_N3HW.device, non_blocking=True)
     change_N33 = inverse_33 @ (factor_N3.double()[:, :, None] * basis_33)
     added_N3 = offset_N3.double() @ basis_33
     density_N3P = image_N3HW.flatten(2).clamp(min=DARKEST).log_().neg_()
