@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from pathlib import Path
 
@@ -37,10 +38,8 @@ def main() -> None:
             return launch(state, batch, wants_stop=wants_stop)
 
         tile_pretrain.launch_step = launched
-        try:
+        with contextlib.suppress(TrainingError):
             tile_pretrain.pretrain_tiles(config, catalogue, run, device="cpu", ranks=ranks)
-        except TrainingError as error:
-            print(error)
         pairs = zip(training["before"], training["state"].student.parameters(), strict=True)
         assert all(torch.equal(before, now.detach()) for before, now in pairs)
 

@@ -59,7 +59,8 @@ def words_of_the_first(ranks: Ranks) -> None:
     assert bool(ran) is ranks.is_main
 
     def refuse() -> None:
-        raise CheckpointError("run", "is full. Empty it.")
+        msg = "run"
+        raise CheckpointError(msg, "is full. Empty it.")
 
     with pytest.raises(CheckpointError, match=r"run: is full\. Empty it\."):
         ranks.from_main(refuse)
@@ -141,10 +142,10 @@ def one_quarantine(ranks: Ranks, catalogue: Path, journal: Path) -> None:
         return TileStream(slides, sampler, threads=1, errors=policy, journal=path)
 
     with stream(None if not ranks.is_main else journal) as shared:
-        mine = [batch for batch in shared.batches(0, 24, ranks=ranks)]
+        mine = list(shared.batches(0, 24, ranks=ranks))
         held = shared.quarantined
     with stream(None) as alone:
-        whole = [batch for batch in alone.batches(0, 24)]
+        whole = list(alone.batches(0, 24))
         wanted = alone.quarantined
     assert held == wanted
     assert held
@@ -165,7 +166,6 @@ def main() -> None:
         sharded_steps(ranks)
         one_quarantine(ranks, catalogue, folder / "quarantine.jsonl")
         dist.barrier()
-        print("all equal")
 
 
 if __name__ == "__main__":
