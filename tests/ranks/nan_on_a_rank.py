@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import sys
 from pathlib import Path
 
@@ -38,8 +37,10 @@ def main() -> None:
             return launch(state, batch, wants_stop=wants_stop)
 
         tile_pretrain.launch_step = launched
-        with contextlib.suppress(TrainingError):
+        try:
             tile_pretrain.pretrain_tiles(config, catalogue, run, device="cpu", ranks=ranks)
+        except TrainingError as error:
+            sys.stdout.write(str(error))
         pairs = zip(training["before"], training["state"].student.parameters(), strict=True)
         assert all(torch.equal(before, now.detach()) for before, now in pairs)
 

@@ -6,6 +6,7 @@ import contextlib
 import resource
 import shutil
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -89,6 +90,8 @@ def test_a_full_disk_stops_the_run_cleanly_and_it_goes_on_with_more_room(
 
             def fill_up(training, _) -> None:
                 if training.step == 3:
+                    while not (run / "checkpoints" / "step-00000002.json").exists():
+                        time.sleep(0.01)  # it is written beside the steps
                     fill(disk, leave=room[place])
 
             before_steps(patch, fill_up)
@@ -114,6 +117,8 @@ def test_a_limit_on_files_stops_the_run_as_a_full_disk_does(
 
     def limit(training, _) -> None:
         if training.step == 3:
+            while not (run / "checkpoints" / "step-00000002.json").exists():
+                time.sleep(0.01)
             resource.setrlimit(resource.RLIMIT_FSIZE, (one // 2, before[1]))
 
     with monkeypatch.context() as patch:
