@@ -1,8 +1,66 @@
 #!/usr/bin/env bash
-# Everything that needs a CUDA device, in one go: the gpu tests, then the demo with its times and
-# peak memory; then the loader, if a slide is given. Prints what docs/benchmarks.md wants to know. Usage: benchmarks/gpu.sh [OUT [SLIDE]]
+# Everything that needs a CUDA device. Prints what docs/benchmarks.md wants to know.
+#
+#   benchmarks/gpu.sh [OUT [SLIDE]]   the gpu tests, then the demo with its times and peak memory;
+#                                     then the loader, if a slide is given
+#   benchmarks/gpu.sh MODEL [OUT]     pretraining of vit-s14, vit-b14, vit-l14, vit-h14 or vit-g14,
+#                                     from tensors and from slides, at most 4 minutes each; rows go
+#                                     to docs/benchmarks.md, JSON to OUT. SLIDES names a catalogue
+#                                     or slides in place of the bundled ones, THREADS the loader's.
+#
+# GPU_SH_DRY=1 prints what a MODEL would run, and runs nothing.
 set -euo pipefail
 cd "$(dirname "$0")/.."
+
+bench_model() {
+    local model=$1 out=$2 source
+    # 2 x 224 + 8 x 98 px, 65,536 prototypes; batches that fit 80 GB by `--dry-run`
+    local changes=(
+        views.source_px=256 views.mode=resized views.global_px=224 views.local_px=98 views.n_local=8
+        "tiles.magnifications={1.0: 1.0}" encoder.mpp=1.0
+        head.n_prototypes=65536 objective.prototype_memory_mb=2048
+        precision=bf16 engine.compile=blocks
+    )
+    case $model in
+    vit-s14) changes+=(model.size=vit-s14 batch_size=384) ;;
+    vit-b14) changes+=(model.size=vit-s14 model.width=768 model.n_heads=12 batch_size=192) ;;
+    vit-l14) changes+=(model.size=vit-l14-reg4 model.n_registers=0 batch_size=96) ;;
+    vit-h14) changes+=(model.size=vit-h14-reg4 batch_size=40) ;;
+    vit-g14)
+        changes+=(model.size=vit-g14 model.stochastic_depth=0.4 engine.recompute=full batch_size=32)
+        ;;
+    *)
+        echo "gpu.sh: needs vit-s14, vit-b14, vit-l14, vit-h14 or vit-g14; got $model." >&2
+        return 2
+        ;;
+    esac
+    local sets=()
+    for change in "${changes[@]}"; do sets+=(--set "$change"); done
+    for source in tensors slides; do
+        local command=(
+            timeout 240 uv run anlage bench train --recipe small-1gpu "${sets[@]}"
+            --from "$source" --steps 40 --warm-up 10 --device cuda --json
+        )
+        if [ "$source" = slides ]; then
+            command+=(--threads "${THREADS:-$(nproc)}")
+            if [ -n "${SLIDES:-}" ]; then command+=(--slides "$SLIDES"); fi
+        fi
+        if [ -n "${GPU_SH_DRY:-}" ]; then
+            printf '%q ' "${command[@]}"
+            echo
+            continue
+        fi
+        mkdir -p "$out"
+        "${command[@]}" >"$out/$model-$source.json"
+        uv run python benchmarks/gpu_row.py "$model" "$out/$model-$source.json" docs/benchmarks.md
+    done
+}
+
+if [[ ${1:-} == vit-* ]]; then
+    bench_model "$1" "${2:-$(mktemp -d)}"
+    exit
+fi
+
 out=${1:-$(mktemp -d)}
 
 nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader

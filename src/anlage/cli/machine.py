@@ -144,3 +144,51 @@ def bench_io(
             print(f"refused: {uri}: {reason}")
     if report.refused:
         raise typer.Exit(Exit.SOME_REFUSED)
+
+
+@bench.command("train")
+def bench_train(
+    recipe: Annotated[str, typer.Option(help="Recipe's name, or a YAML file.")] = "tiny",
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", help="Change one value: dotted.key=value.")
+    ] = None,
+    slides: Annotated[
+        str | None, typer.Option(help="Catalogue (.parquet) or slides; bundled ones if not given.")
+    ] = None,
+    source: Annotated[
+        Literal["slides", "tensors"],
+        typer.Option("--from", help="Read slides, or take random tiles on the device."),
+    ] = "slides",
+    steps: Annotated[int, typer.Option(min=1, help="Steps that are timed.")] = 20,
+    warm_up: Annotated[int, typer.Option(min=1, help="Steps before them.")] = 5,
+    threads: Annotated[
+        int, typer.Option(min=1, max=MOST_THREADS, help="Threads of each rank that read tiles.")
+    ] = 2,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Measure how fast a recipe trains, what it holds, and where the time of a step goes."""
+    if slides is not None and source == "tensors":
+        msg = "--slides and --from tensors: choose one."
+        raise typer.BadParameter(msg)
+    from anlage.bench.train import measure_training
+    from anlage.bench.train_report import TrainSettings
+    from anlage.distributed import process_group
+
+    log_to(None)
+    settings = TrainSettings(
+        recipe=recipe,
+        overrides=tuple(overrides or ()),
+        source=source,
+        steps=steps,
+        warm_up=warm_up,
+        threads=threads,
+        device=device,
+    )
+    with process_group(device) as ranks:
+        report = measure_training(settings, slides, ranks=ranks)
+    if ranks.is_main and as_json:
+        print(json.dumps(report.as_json(), indent=1))
+    elif ranks.is_main:
+        for line in report.as_lines():
+            print(line)
