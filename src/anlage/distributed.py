@@ -5,6 +5,7 @@ Shape suffixes: B rows of a rank, W ranks, D width.
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,8 +19,10 @@ from torch import Tensor
 
 from anlage.errors import AnlageError, DistributedError
 
+LOGGER = logging.getLogger(__name__)
 Value = TypeVar("Value")
 GATHER = getattr(dist, "all_gather_single", dist.all_gather_into_tensor)  # its name since 2.13
+LEAVE_S = 5.0  # that a rank waits for the others at its end
 TIMEOUT_S = 600.0
 """Longest that a rank waits for the others before it gives up."""
 
@@ -204,8 +207,26 @@ def process_group(device: str = "auto", *, timeout_s: float = TIMEOUT_S) -> Iter
     try:
         with loss_of_a_rank_told(ranks):
             yield ranks
+    except DistributedError:
+        raise  # there is nobody to leave with
+    except BaseException:
+        _leave_together(ranks)
+        raise
+    else:
+        _leave_together(ranks)
     finally:
         dist.destroy_process_group()
+
+
+def _leave_together(ranks: Ranks) -> None:
+    """Wait a moment for the others: a rank that is gone makes those crash that still talk to it."""
+    if ranks.is_alone:
+        return
+    try:
+        waiting = dist.barrier(group=ranks.background, async_op=True)
+        waiting.wait(timedelta(seconds=LEAVE_S))
+    except RuntimeError as error:
+        LOGGER.info("%s leaves alone: %s", ranks.name, error)
 
 
 @contextmanager
