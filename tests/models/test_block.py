@@ -4,6 +4,7 @@ import torch
 
 from anlage.models.layers.block import Block
 from anlage.models.layers.packing import SequenceShape, unpack
+from anlage.models.layers.stochastic_depth import KeptSequences
 
 SHAPES = [SequenceShape(4, 3), SequenceShape(2, 5)]
 
@@ -12,6 +13,20 @@ def draw(**options: object) -> tuple[Block, torch.Tensor]:
     torch.manual_seed(4)
     block = Block(width=12, n_heads=3, layer_scale=0.7, **options)
     return block, torch.randn(22, 12)
+
+
+def drawn(block: Block) -> tuple[KeptSequences, KeptSequences]:
+    kept = block.draw(SHAPES, device=torch.device("cpu"))
+    assert kept is not None
+    return kept
+
+
+def test_out_of_training_and_without_a_rate_nothing_is_drawn() -> None:
+    before = torch.get_rng_state()
+    for block in (draw()[0].train(), draw(stochastic_depth=0.5)[0].eval()):
+        torch.set_rng_state(before)
+        assert block.draw(SHAPES, device=torch.device("cpu")) is None
+        assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_equals_the_two_branches_written_out() -> None:
@@ -32,7 +47,7 @@ def test_a_kept_image_gets_its_branch_scaled_up_and_a_skipped_one_nothing() -> N
     block, tokens = draw(stochastic_depth=0.5)
     torch.nn.init.zeros_(block.ls2.gamma)  # leaves the attention branch alone
     full_change = block.eval()(tokens, SHAPES) - tokens
-    change = block.train()(tokens, SHAPES) - tokens
+    change = block.train()(tokens, SHAPES, drawn(block)) - tokens
     for full, partial in zip(unpack(full_change, SHAPES), unpack(change, SHAPES), strict=True):
         is_kept = partial.abs().amax(dim=(1, 2)) > 0
         assert is_kept.sum() == len(full) / 2
@@ -43,5 +58,5 @@ def test_a_skipped_image_costs_no_work() -> None:
     block, tokens = draw(stochastic_depth=0.5)
     rows = []
     block.mlp.register_forward_hook(lambda _module, inputs, _output: rows.append(len(inputs[0])))
-    block(tokens, SHAPES)
+    block(tokens, SHAPES, drawn(block))
     assert rows == [2 * 3 + 1 * 5]

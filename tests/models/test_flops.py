@@ -210,7 +210,7 @@ def test_recomputing_keeps_what_norms_attention_and_activations_take(
     architecture = TINY | {"image_px": 64, "width": 96, "n_heads": 2, "feed_forward": feed_forward}
     settings = {"edge_px": 64, "mixed_precision": False}
     one, three = (
-        activation_bytes(architecture | {"depth": depth}, **settings, recompute=True)
+        activation_bytes(architecture | {"depth": depth}, **settings, recompute="selective")
         for depth in (1, 3)
     )
     n_tokens = 64 + 1 + architecture.get("n_registers", 0)

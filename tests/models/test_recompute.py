@@ -32,7 +32,7 @@ def network(**other: Any) -> VisionTransformer:
     return made.double().train()
 
 
-def passed(model: VisionTransformer, *, recompute: bool) -> tuple[Tensor, dict[str, Tensor]]:
+def passed(model: VisionTransformer, *, recompute: str) -> tuple[Tensor, dict[str, Tensor]]:
     """A loss of two sizes of images, one of them masked, and its gradients."""
     torch.manual_seed(1)
     images = [torch.randn(4, 3, 32, 32).double(), torch.randn(6, 3, 16, 16).double()]
@@ -47,10 +47,34 @@ def passed(model: VisionTransformer, *, recompute: bool) -> tuple[Tensor, dict[s
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
+def test_whole_blocks_run_again_to_the_same_bits(variant: str) -> None:
+    model = network(**VARIANTS[variant])
+    loss, gradients = passed(model, recompute="full")
+    wanted_loss, wanted = passed(model, recompute="none")
+    assert torch.equal(loss, wanted_loss)
+    assert gradients.keys() == wanted.keys()
+    assert all(torch.equal(gradients[name], gradient) for name, gradient in wanted.items())
+
+
+def test_of_whole_blocks_the_inputs_are_kept() -> None:
+    model = network(layer_scale=0.7)
+    many, few = (kept_bytes(model, n, recompute="full") for n in (8, 4))
+    n_tokens, n_patches = 4 * (64 + 3), 4 * 64
+    n_values = 3 * n_tokens * 24  # 3 blocks
+    n_values += n_patches * 3 * 8**2 + n_tokens * 2 * 24  # pixels; the last norm and its output
+    assert many - few == pytest.approx(8 * n_values, rel=0.03)
+
+
+def test_what_can_run_again_is_named() -> None:
+    with pytest.raises(ValueError, match="'none', 'selective' or 'full'; got 'some'"):
+        passed(network(), recompute="some")
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
 def test_values_and_gradients_are_those_of_keeping_all(variant: str) -> None:
     model = network(**VARIANTS[variant])
-    loss, gradients = passed(model, recompute=True)
-    wanted_loss, wanted = passed(model, recompute=False)
+    loss, gradients = passed(model, recompute="selective")
+    wanted_loss, wanted = passed(model, recompute="none")
     torch.testing.assert_close(loss, wanted_loss, rtol=1e-12, atol=0)
     assert gradients.keys() == wanted.keys()
     for name, gradient in wanted.items():
@@ -59,8 +83,8 @@ def test_values_and_gradients_are_those_of_keeping_all(variant: str) -> None:
 
 def test_without_gains_nothing_differs_by_a_bit() -> None:
     model = network(layer_scale=None)
-    loss, gradients = passed(model, recompute=True)
-    wanted_loss, wanted = passed(model, recompute=False)
+    loss, gradients = passed(model, recompute="selective")
+    wanted_loss, wanted = passed(model, recompute="none")
     assert torch.equal(loss, wanted_loss)
     assert all(torch.equal(gradients[name], gradient) for name, gradient in wanted.items())
 
@@ -68,7 +92,7 @@ def test_without_gains_nothing_differs_by_a_bit() -> None:
 def test_autocast_holds_in_the_backward_pass() -> None:
     model = network(layer_scale=None).float()
     found = []
-    for recompute in (True, False):
+    for recompute in ("selective", "none"):
         model.zero_grad()
         with torch.autocast("cpu", dtype=torch.bfloat16):
             seen = model([torch.ones(2, 3, 32, 32)], recompute=recompute)[0]
@@ -81,7 +105,7 @@ def test_autocast_holds_in_the_backward_pass() -> None:
 def test_no_product_of_matrices_runs_twice(variant: str) -> None:
     model = network(**VARIANTS[variant])
     flops = []
-    for recompute in (True, False):
+    for recompute in ("selective", "none"):
         with FlopCounterMode(display=False) as counter:
             passed(model, recompute=recompute)
         flops.append(counter.get_total_flops())
@@ -115,7 +139,7 @@ class Living(TorchDispatchMode):
         return sum(each.values())
 
 
-def kept_bytes(model: VisionTransformer, n_images: int, *, recompute: bool) -> int:
+def kept_bytes(model: VisionTransformer, n_images: int, *, recompute: str) -> int:
     with Living() as living:
         seen = model([torch.ones(n_images, 3, 64, 64).double()], recompute=recompute)
     assert seen[0].cls_BD.requires_grad
@@ -127,7 +151,7 @@ def test_about_half_is_kept() -> None:
     model = network(layer_scale=0.7)
     lean, whole = (
         kept_bytes(model, 8, recompute=recompute) - kept_bytes(model, 4, recompute=recompute)
-        for recompute in (True, False)
+        for recompute in ("selective", "none")
     )
     n_tokens, n_patches = 4 * (64 + 3), 4 * 64
     n_values = 3 * n_tokens * ((2 + 3 + 1 + 4) * 24 + 3)  # 3 blocks; attention's sum of each head

@@ -13,6 +13,7 @@ from torch import nn
 
 from anlage.models.layers.block import Block
 from anlage.models.layers.feed_forward import SwiGlu
+from anlage.models.layers.recompute import Recompute
 from anlage.models.projection_head import ProjectionHead
 from anlage.models.vit import VisionTransformer
 from anlage.models.without_weights import without_weights
@@ -155,7 +156,7 @@ def activation_bytes(
     *,
     edge_px: int,
     mixed_precision: bool,
-    recompute: bool = False,
+    recompute: Recompute = "none",
 ) -> float:
     """Memory that one image keeps in the transformer from its forward to its backward pass.
 
@@ -170,7 +171,9 @@ def activation_bytes(
         architecture: Keyword arguments of ``VisionTransformer``.
         edge_px: Edge of the square image, a multiple of the patch's.
         mixed_precision: Whether autocast to bfloat16 or float16 is on.
-        recompute: Whether norms, activations and packing run again in the backward pass.
+        recompute: What runs again in the backward pass: ``none``; ``selective``, norms, activations
+            and packing; ``full``, whole blocks, of which the inputs are kept (and what one block at
+            a time makes anew, which is left out).
 
     Returns:
         Bytes for one image; a mean under stochastic depth.
@@ -190,15 +193,20 @@ def activation_bytes(
     return blocks + last_norm + n_patches * _patch_bytes(model, value=value)
 
 
-def _block_bytes(block: Block, *, value: int, recompute: bool) -> float:
+def _block_bytes(block: Block, *, value: int, recompute: Recompute) -> float:
     """Bytes a block keeps for one token; ``value`` of them for an input of a linear layer."""
+    if recompute == "full":
+        n_drawn = 2 if block.stochastic_depth else 0  # rows and weights of what takes part
+        return 4.0 * block.norm1.normalized_shape[0] + 12 * n_drawn * (1 - block.stochastic_depth)
     width, n_heads = block.norm1.normalized_shape[0], block.attn.n_heads
     hidden = block.mlp.fc2.in_features
     # inputs of both norms and their statistics; attention's sum over the keys of each head
     in_float32 = 4 * (2 * width + 4 + n_heads)
     # both norms' outputs, q, k, v, attention's output by image size and packed
     halved = 7 * width + (4 if isinstance(block.mlp, SwiGlu) else 2) * hidden
-    if recompute:  # q, k, v, attention's output by image size, what goes into the activation
+    if (
+        recompute == "selective"
+    ):  # q, k, v, attention's output by image size, what goes into the activation
         halved = 4 * width + (2 if isinstance(block.mlp, SwiGlu) else 1) * hidden
     elif not isinstance(block.ls1, nn.Identity):
         halved += 2 * width  # what each gain multiplies

@@ -7,7 +7,7 @@ of an image (class, registers, patches), T packed tokens of all images, D width.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,7 @@ from anlage.models.layers.initialisation import initialise_linear
 from anlage.models.layers.packing import pack, unpack
 from anlage.models.layers.patch_embedding import PatchEmbedding
 from anlage.models.layers.position_embedding import resize_positions
+from anlage.models.layers.recompute import Recompute
 
 
 class TokenOutput(NamedTuple):
@@ -144,7 +145,7 @@ class VisionTransformer(nn.Module):
         masks: Sequence[Tensor | None] | None = None,
         *,
         generator: torch.Generator | None = None,
-        recompute: bool = False,
+        recompute: Recompute = "none",
     ) -> list[TokenOutput]:
         """Encode images of several sizes in one pass.
 
@@ -155,15 +156,19 @@ class VisionTransformer(nn.Module):
                 patch; None where nothing is masked.
             generator: Randomness of stochastic depth, on the images' device; None for torch's
                 global one, whose saved state then reproduces the pass.
-            recompute: Whether norms and activations of the blocks run again in the backward pass,
-                so that about half of what it needs is kept; equal but for rounding.
+            recompute: What of the blocks runs again in the backward pass instead of being kept:
+                ``none``; ``selective``, norms and activations, so that about half of what it needs
+                is kept, equal but for rounding; ``full``, whole blocks, of which the inputs are
+                kept, equal to the bit.
 
         Returns:
             One ``TokenOutput`` a size, in the order of ``images``.
 
         Raises:
-            ValueError: If an image or a mask has a shape that does not fit.
+            ValueError: If an image or a mask has a shape that does not fit, or ``recompute`` is
+                none of the three.
         """
+        _check_recompute(recompute)
         if masks is None:
             masks = [None] * len(images)
         if not images or len(masks) != len(images):
@@ -177,7 +182,9 @@ class VisionTransformer(nn.Module):
             [self._tokens(image, mask) for image, mask in zip(images, masks, strict=True)]
         )
         for block in self.blocks:
-            tokens_TD = block(tokens_TD, shapes, generator, recompute=recompute)
+            assert isinstance(block, Block), "they are, sharded or not"
+            kept = block.draw(shapes, device=tokens_TD.device, generator=generator)
+            tokens_TD = block(tokens_TD, shapes, kept, recompute=recompute)
         return [self._parts(tokens_BSD) for tokens_BSD in unpack(self.norm(tokens_TD), shapes)]
 
     def embed(self, image_B3HW: Tensor) -> TokenOutput:
@@ -234,6 +241,15 @@ def _check_architecture(
         msg = (
             "VisionTransformer: needs feed_forward to be 'mlp' or 'swiglu'; got "
             f"{feed_forward!r}. Choose one of the two."
+        )
+        raise ValueError(msg)
+
+
+def _check_recompute(recompute: str) -> None:
+    if recompute not in get_args(Recompute):
+        msg = (
+            "VisionTransformer: needs recompute to be 'none', 'selective' or 'full'; got "
+            f"{recompute!r}. Choose one of the three."
         )
         raise ValueError(msg)
 

@@ -10,7 +10,7 @@ from anlage.training.section import Section
 
 Kind = Literal["auto", "single", "ddp", "fsdp2", "hsdp"]
 Recompute = Literal["none", "selective", "full"]
-Compile = Literal["none", "blocks", "graphs"]
+Compile = Literal["none", "blocks"]
 
 
 class Engine(Section):
@@ -25,9 +25,8 @@ class Engine(Section):
             ``none``, ``selective`` (norms and activations: about two fifths less memory for
             activations, a few per cent more time) or ``full`` (whole blocks: little is kept, a
             third more time).
-        compile: ``none``, ``blocks`` (torch.compile of each block), or ``graphs`` (the same with
-            CUDA graphs, for networks that are small).
-        float8: Whether the blocks' linear layers multiply in float8 (CUDA from 8.9 on, torchao).
+        compile: ``none``, or ``blocks``: torch.compile of each block, for shapes that stay the same
+            from step to step.
         timeout_s: Longest that a rank waits for the others, seconds.
     """
 
@@ -35,7 +34,6 @@ class Engine(Section):
     shard_over: PositiveInt | None = None
     recompute: Recompute = "none"
     compile: Compile = "none"
-    float8: bool = False
     timeout_s: PositiveFloat = 600.0
 
     @model_validator(mode="after")

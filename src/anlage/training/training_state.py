@@ -14,6 +14,7 @@ from anlage.distributed import ALONE, Ranks
 from anlage.models.vit import VisionTransformer
 from anlage.training.checkpoint import SavedCheckpoint
 from anlage.training.checkpoint_index import flat_tensors
+from anlage.training.compiled import compile_blocks
 from anlage.training.distill import Guide, guide_of
 from anlage.training.networks import EncoderWithHeads, Pupil, frozen_copy
 from anlage.training.objective_config import Gram
@@ -210,6 +211,9 @@ def fresh_training(
     if not config.objective.uses_patches or guide is not None:
         student.encoder.mask_token.requires_grad = False
     student, teacher = student.to(device), teacher.to(device)
+    if config.engine.compile != "none":
+        for network in (student, teacher):
+            compile_blocks(network.encoder)
     for network in (student, teacher, *([] if guide is None else [guide.network])):
         layout.spread(network)
     return Training(

@@ -6,6 +6,7 @@ Shape suffixes: T packed tokens, D width.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Literal
 
 import torch
@@ -14,7 +15,8 @@ from torch import Tensor, nn
 from anlage.models.layers.attention import SelfAttention
 from anlage.models.layers.feed_forward import GeluMlp, SwiGlu
 from anlage.models.layers.packing import SequenceShape
-from anlage.models.layers.stochastic_depth import keep_sequences
+from anlage.models.layers.recompute import Recompute, run_again
+from anlage.models.layers.stochastic_depth import KeptSequences, keep_sequences
 
 Branch = Callable[[Tensor, Sequence[SequenceShape]], Tensor]
 
@@ -41,6 +43,9 @@ class LayerScale(nn.Module):
 
 class Block(nn.Module):
     """Pre-norm transformer block over packed sequences.
+
+    A pass draws nothing: who takes part in a branch is drawn beforehand, so that the pass is a
+    function of tensors and compiles to one graph for each list of shapes.
 
     Args:
         width: Token width D.
@@ -73,31 +78,75 @@ class Block(nn.Module):
         self.mlp = layer(width=width, hidden=int(width * mlp_ratio))
         self.ls2 = _gain(width, layer_scale)
 
+    def draw(
+        self,
+        shapes: Sequence[SequenceShape],
+        *,
+        device: torch.device,
+        generator: torch.Generator | None = None,
+    ) -> tuple[KeptSequences, KeptSequences] | None:
+        """Draw which sequences take part in each branch of one pass.
+
+        Args:
+            shapes: How the packed rows divide into sequences.
+            device: Where the tokens are.
+            generator: Source of randomness on ``device``; None for torch's global one there.
+
+        Returns:
+            Those of attention, drawn first, and of the feed-forward layer; None, and nothing is
+            drawn, where all take part: out of training, or without stochastic depth.
+        """
+        if not self.training or self.stochastic_depth == 0:
+            return None
+        draw = partial(
+            keep_sequences,
+            shapes,
+            rate=self.stochastic_depth,
+            device=device,
+            generator=generator,
+        )
+        return draw(), draw()
+
     def forward(
         self,
         tokens_TD: Tensor,
         shapes: Sequence[SequenceShape],
-        generator: torch.Generator | None = None,
+        kept: tuple[KeptSequences, KeptSequences] | None = None,
         *,
-        recompute: bool = False,
+        recompute: Recompute = "none",
     ) -> Tensor:
         """Run both branches.
 
         Args:
             tokens_TD: (T, D) packed tokens.
             shapes: How the rows divide into sequences.
-            generator: Randomness of stochastic depth; None for torch's global one.
-            recompute: Whether norms and activations run again in the backward pass instead of
-                being kept.
+            kept: What takes part in attention and in the feed-forward layer; None for all.
+            recompute: What runs again in the backward pass instead of being kept: ``none``,
+                ``selective`` (norms and activations) or ``full`` (the block; its input is kept).
 
         Returns:
             (T, D) tokens in the same order.
         """
+        if recompute == "full":
+            return run_again(
+                lambda again_TD: self._branches(again_TD, shapes, kept, lean=False), tokens_TD
+            )
+        return self._branches(tokens_TD, shapes, kept, lean=recompute == "selective")
+
+    def _branches(
+        self,
+        tokens_TD: Tensor,
+        shapes: Sequence[SequenceShape],
+        kept: tuple[KeptSequences, KeptSequences] | None,
+        *,
+        lean: bool,
+    ) -> Tensor:
         attention, feed_forward = self._attention, self._feed_forward
-        if recompute:
+        if lean:
             attention, feed_forward = self._attention_again, self._feed_forward_again
-        tokens_TD = self._add(tokens_TD, shapes, attention, generator)
-        return self._add(tokens_TD, shapes, feed_forward, generator)
+        of_attention, of_feed_forward = (None, None) if kept is None else kept
+        tokens_TD = _add(tokens_TD, shapes, attention, of_attention)
+        return _add(tokens_TD, shapes, feed_forward, of_feed_forward)
 
     def _attention(self, tokens_TD: Tensor, shapes: Sequence[SequenceShape]) -> Tensor:
         out: Tensor = self.ls1(self.attn(self.norm1(tokens_TD), shapes))
@@ -115,20 +164,17 @@ class Block(nn.Module):
         out: Tensor = self.mlp(tokens_TD, between=(self.norm2, self.ls2))
         return out
 
-    def _add(
-        self,
-        tokens_TD: Tensor,
-        shapes: Sequence[SequenceShape],
-        branch: Branch,
-        generator: torch.Generator | None,
-    ) -> Tensor:
-        if not self.training or self.stochastic_depth == 0:
-            return tokens_TD + branch(tokens_TD, shapes)
-        kept = keep_sequences(
-            shapes, rate=self.stochastic_depth, device=tokens_TD.device, generator=generator
-        )
-        change_KD = branch(tokens_TD[kept.row_K], kept.shapes) * kept.scale_K1
-        return tokens_TD.index_add(0, kept.row_K, change_KD.to(tokens_TD.dtype))
+
+def _add(
+    tokens_TD: Tensor,
+    shapes: Sequence[SequenceShape],
+    branch: Branch,
+    kept: KeptSequences | None,
+) -> Tensor:
+    if kept is None:
+        return tokens_TD + branch(tokens_TD, shapes)
+    change_KD = branch(tokens_TD[kept.row_K], kept.shapes) * kept.scale_K1
+    return tokens_TD.index_add(0, kept.row_K, change_KD.to(tokens_TD.dtype))
 
 
 def _gain(width: int, initial: float | None) -> nn.Module:
