@@ -24,6 +24,7 @@ from anlage.bench.train_parts import _Stopwatch
 from anlage.bench.train_report import Parts, TrainReport, TrainSettings
 from anlage.cli.application import app
 from anlage.errors import RecipeError
+from anlage.provenance import machine
 from anlage.recipe import load_recipe
 from anlage.training.plan import plan_of
 from anlage.training.tile_config import TilePretrainConfig
@@ -49,6 +50,7 @@ def test_a_real_run_is_told_in_full(report: TrainReport) -> None:
     assert 0 <= report.data_wait_share < 1
     per_tile = plan_of(micro_config()).stages[0].flops.total
     assert report.tflops * 1e12 * report.median_s == pytest.approx(4 * per_tile)
+    assert report.device == machine()["cpu"]
     assert report.mfu is None  # no peak of a CPU is known
     assert report.memory.n_bytes > 50e6
     assert report.memory.of == "process, resident"

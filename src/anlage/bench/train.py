@@ -81,7 +81,7 @@ def measure_training(
             memory = _most_memory(device, ranks)
             parts = parts_of_steps(training, batches, n_apart)
     is_cuda = device.type == "cuda"
-    name = torch.cuda.get_device_name(device) if is_cuda else str(machine().get("processor", "CPU"))
+    name = torch.cuda.get_device_name(device) if is_cuda else str(machine()["cpu"])
     own_tiles = config.batch_size / ranks.world_size
     return TrainReport(
         settings=settings,
@@ -113,9 +113,9 @@ def _measured(settings: TrainSettings, n_steps: int) -> TilePretrainConfig:
 
 def _device(name: str, ranks: Ranks) -> torch.device:
     device = torch_device(name)
-    if device.type == "cuda" and device.index is None and not ranks.is_alone:
-        return torch_device(f"cuda:{ranks.local_rank}")
-    return device
+    if device.type != "cuda" or ranks.is_alone or ":" in name:
+        return device
+    return torch_device(f"cuda:{ranks.local_rank}")
 
 
 @contextmanager

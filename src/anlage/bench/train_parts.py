@@ -104,7 +104,7 @@ def _hooks(training: Training, watch: _Stopwatch) -> Iterator[Any]:
         for output in passed:
             for tokens in (output.cls_BD, output.patches_BND):
                 if tokens.requires_grad:
-                    tokens.register_hook(reaches_encoder)
+                    tokens.register_hook(reaches_encoder)  # type: ignore[no-untyped-call]
 
     def reaches_encoder(_gradient: Tensor) -> None:
         # what ran since the last of these is of the heads; what follows is the encoder's backward

@@ -80,7 +80,7 @@ class Parts:
     @property
     def total(self) -> float:
         """All of them together."""
-        return sum(asdict(self).values())
+        return float(sum(asdict(self).values()))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
