@@ -13,8 +13,8 @@ and all; beside it, the same without what the process held before the networks w
 and batch). Processes for memory run one at a time, before anything is timed.
 
 ``--recompute`` runs norms and activations again in our backward pass, as the recipe's
-``engine.recompute=selective`` does. ``--accumulate 2`` adds a side: ours with the batch in two parts, which give
-the same gradient.
+``engine.recompute=selective`` does. ``--accumulate 2`` adds a side: ours with the batch in two
+parts, which give the same gradient.
 ``--shares`` tells how long each part of our step takes.
 
 Usage, in the repository, with the folder of baselines beside it:

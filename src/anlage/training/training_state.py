@@ -212,8 +212,8 @@ def fresh_training(
         student.encoder.mask_token.requires_grad = False
     student, teacher = student.to(device), teacher.to(device)
     if config.engine.compile != "none":
-        for network in (student, teacher):
-            compile_blocks(network.encoder)
+        compile_blocks(student.encoder)
+        compile_blocks(teacher.encoder)
     for network in (student, teacher, *([] if guide is None else [guide.network])):
         layout.spread(network)
     return Training(
