@@ -73,6 +73,30 @@ def test_half_precision_weights_load_as_float32(tmp_path):
     assert {p.dtype for p in loaded.model.parameters()} == {torch.float32}
 
 
+def test_weights_stored_in_half_precision_are_those_rounded_to_it(tmp_path):
+    encoder = make_encoder()
+    rounded = {name: t.numpy().astype("float16") for name, t in encoder.model.state_dict().items()}
+    save_encoder(tmp_path / "e", encoder.model, encoder.config, dtype=torch.float16)
+    stored = load_file(tmp_path / "e" / "model.safetensors")
+    loaded = load_encoder(tmp_path / "e").model.state_dict()
+    for name, expected in rounded.items():
+        assert stored[name].dtype == torch.float16
+        assert loaded[name].dtype == torch.float32
+        assert (stored[name].numpy() == expected).all()
+        assert (loaded[name].numpy() == expected).all()
+    assert {t.dtype for t in encoder.model.state_dict().values()} == {torch.float32}
+
+
+def test_a_weight_too_large_for_the_type_it_is_stored_in_is_refused(folder):
+    other = make_encoder(seed=1)
+    with torch.no_grad():
+        other.model.mask_token[0] = -70000.0
+    with pytest.raises(ValueError, match="dtype that holds 70000, of tensor 'mask_token'; got"):
+        save_encoder(folder, other.model, other.config, dtype=torch.float16)
+    assert load_encoder(folder).fingerprint == make_encoder().fingerprint
+    save_encoder(folder, other.model, other.config, dtype=torch.bfloat16)
+
+
 def test_saving_again_replaces_whole(folder):
     other = make_encoder(seed=1)
     save_encoder(folder, other.model, other.config)

@@ -412,7 +412,7 @@ END = "of training"
 def test_an_error_that_ends_the_context_is_not_hidden_by_one_of_the_save(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with (
+    with (  # noqa: PT012 - the context is what is tested
         pytest.raises(KeyError, match=END),
         files_at_most(100),
         CheckpointWriter(tmp_path, keep=2) as writer,

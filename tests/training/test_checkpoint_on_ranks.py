@@ -15,7 +15,6 @@ PROGRAM = Path(__file__).with_name("checkpoint_on_ranks.py")
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 def test_two_ranks_save_and_load_as_one(tmp_path: Path) -> None:
     """One launch for all that two ranks check; this process is the one rank before and after."""
     one = {"student": {"blocks.0": torch.randn(5, 2), "blocks.1": torch.randn(1)}}

@@ -13,7 +13,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from anlage.encoders.folder_replacement import replace_folder, whole_folder
+from anlage.encoders.folder_replacement import replace_folder
+from anlage.encoders.presets import CONFIG, PRESETS, encoder_folder
 from anlage.encoders.tile_encoder import (
     FORMAT,
     EncoderConfig,
@@ -25,22 +26,31 @@ from anlage.errors import EncoderError
 from anlage.models.vit import VisionTransformer
 from anlage.models.without_weights import without_weights
 
-__all__ = ["EncoderConfig", "TileEncoder", "load_encoder", "save_encoder"]
+__all__ = ["CONFIG", "EncoderConfig", "TileEncoder", "load_encoder", "save_encoder"]
 
-CONFIG, WEIGHTS = "config.json", "model.safetensors"
+WEIGHTS = "model.safetensors"
 
 
-def save_encoder(folder: str | Path, model: VisionTransformer, config: EncoderConfig) -> None:
+def save_encoder(
+    folder: str | Path,
+    model: VisionTransformer,
+    config: EncoderConfig,
+    *,
+    dtype: torch.dtype | None = None,
+) -> None:
     """Write an encoder folder whole; an encoder already there is replaced whole.
 
     Args:
         folder: Folder to make; it may be absent, empty, or an encoder folder.
         model: Transformer, on any device.
         config: Its description; the checksum of the weights is filled in.
+        dtype: What the weights are stored in, such as ``torch.float16`` for half the size; None for
+            what the model has. They are loaded in float32 whatever it is.
 
     Raises:
         EncoderError: If the folder holds anything else, or a weight is not finite.
-        ValueError: If the model is not of ``config.architecture``.
+        ValueError: If the model is not of ``config.architecture``, or a weight has no value in
+            ``dtype``.
     """
     _refuse_foreign_files(Path(folder))
     weights = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
@@ -49,6 +59,7 @@ def save_encoder(folder: str | Path, model: VisionTransformer, config: EncoderCo
         msg = f"save_encoder: needs a model of the config's architecture; got {faults[0]}."
         raise ValueError(msg)
     _refuse_not_finite(folder, weights)
+    weights = {name: _stored_in(dtype, name, tensor) for name, tensor in weights.items()}
     filled = config.model_copy(update={"weights_sha256": weights_sha256(weights)})
     text = json.dumps(filled.model_dump(mode="json"), indent=2, allow_nan=False)
     with replace_folder(folder) as beside:
@@ -62,7 +73,8 @@ def load_encoder(
     """Open an encoder folder, refusing whatever is not exactly what it says.
 
     Args:
-        folder: A folder that ``save_encoder`` wrote, such as ``RUN/encoder``.
+        folder: A folder that ``save_encoder`` wrote, such as ``RUN/encoder``; or the name of an
+            encoder that comes with anlage (``PRESETS``).
         device: ``cpu``, ``cuda``, ``cuda:N`` or ``auto``.
         precision: See ``TileEncoder``.
 
@@ -86,16 +98,18 @@ def load_encoder(
 
 def _identity(folder: str | Path) -> tuple[int, int] | None:
     try:
-        seen = (whole_folder(folder) / CONFIG).stat()
+        seen = (encoder_folder(folder) / CONFIG).stat()
     except OSError:
         return None
     return seen.st_ino, seen.st_mtime_ns
 
 
 def _load(folder: str | Path) -> tuple[EncoderConfig, VisionTransformer]:
-    place = whole_folder(folder)
+    place = encoder_folder(folder)
     if not place.is_dir():
-        raise EncoderError(folder, "no such encoder folder. Name a folder such as RUN/encoder.")
+        names = ", ".join(PRESETS)
+        msg = f"no such encoder folder. Name one such as RUN/encoder, or one of: {names}."
+        raise EncoderError(folder, msg)
     config = _read_config(place / CONFIG)
     weights = _read_weights(place / WEIGHTS)
     model = _empty_model(place / CONFIG, config)
@@ -170,6 +184,18 @@ def _refuse_not_finite(path: str | Path, weights: Mapping[str, Tensor]) -> None:
         if not torch.isfinite(tensor).all():
             msg = f"tensor {name!r} holds NaN or an infinity. Use an earlier checkpoint."
             raise EncoderError(path, msg)
+
+
+def _stored_in(dtype: torch.dtype | None, name: str, tensor: Tensor) -> Tensor:
+    """A finite tensor in another type, refused where that cannot hold it."""
+    stored = tensor if dtype is None else tensor.to(dtype)
+    if not stored.isfinite().all():
+        msg = (
+            f"save_encoder: needs a dtype that holds {float(tensor.abs().max()):g}, of tensor "
+            f"{name!r}; got {dtype}. Leave it out, or take torch.bfloat16."
+        )
+        raise ValueError(msg)
+    return stored
 
 
 def _refuse_foreign_files(folder: Path) -> None:

@@ -207,15 +207,8 @@ def fresh_training(
     if guide is not None:
         record["distilled_from"] = guide.provenance
         guide = guide.to(device)
-    # a parameter that gets no gradient would keep DDP waiting for it
-    if not config.objective.uses_patches or guide is not None:
-        student.encoder.mask_token.requires_grad = False
     student, teacher = student.to(device), teacher.to(device)
-    if config.engine.compile != "none":
-        compile_blocks(student.encoder)
-        compile_blocks(teacher.encoder)
-    for network in (student, teacher, *([] if guide is None else [guide.network])):
-        layout.spread(network)
+    _lay_out((student, teacher), guide, layout, config)
     return Training(
         config=config,
         run_dir=run_dir,
@@ -232,6 +225,24 @@ def fresh_training(
         sound=torch.ones((), device=device),
         guide=guide,
     )
+
+
+def _lay_out(
+    networks: tuple[EncoderWithHeads | Pupil, EncoderWithHeads | Pupil],
+    guide: Guide | None,
+    layout: Layout,
+    config: TilePretrainConfig,
+) -> None:
+    """Compile blocks and then shard networks, in place, as the recipe asks for."""
+    student, _ = networks
+    # a parameter that gets no gradient would keep DDP waiting for it
+    if not config.objective.uses_patches or guide is not None:
+        student.encoder.mask_token.requires_grad = False
+    if config.engine.compile != "none":
+        for network in networks:
+            compile_blocks(network.encoder)
+    for whole_network in (*networks, *([] if guide is None else [guide.network])):
+        layout.spread(whole_network)
 
 
 def _channels(values: Sequence[float], device: torch.device) -> Tensor:

@@ -1,0 +1,39 @@
+"""Encoders that have a name: what it stands for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
+
+from anlage.encoders.folder_replacement import whole_folder
+from anlage.errors import EncoderError
+from anlage.samples import samples_folder
+
+CONFIG = "config.json"
+PRESETS: Mapping[str, Path] = MappingProxyType(
+    {"anlage-tiny": samples_folder() / "encoders" / "anlage-tiny"}
+)
+
+
+def encoder_folder(named: str | Path) -> Path:
+    """The folder that holds an encoder.
+
+    Args:
+        named: A folder, or a name in ``PRESETS``.
+
+    Returns:
+        That of the preset; else the folder named, or where an interrupted replacement left it.
+        It need not be there.
+
+    Raises:
+        EncoderError: If it is the name of a preset and of an encoder folder here.
+    """
+    folder, preset = whole_folder(named), PRESETS.get(str(named))
+    if preset is not None and (folder / CONFIG).exists():
+        msg = (
+            "is an encoder folder here, and the name of an encoder that comes with anlage. Name "
+            "the folder by its whole path, or rename it."
+        )
+        raise EncoderError(named, msg)
+    return folder if preset is None else preset
