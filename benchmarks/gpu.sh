@@ -22,12 +22,12 @@ bench_model() {
         precision=bf16 engine.compile=blocks
     )
     case $model in
-    vit-s14) changes+=(model.size=vit-s14 batch_size=384) ;;
-    vit-b14) changes+=(model.size=vit-s14 model.width=768 model.n_heads=12 batch_size=192) ;;
-    vit-l14) changes+=(model.size=vit-l14-reg4 model.n_registers=0 batch_size=96) ;;
-    vit-h14) changes+=(model.size=vit-h14-reg4 batch_size=40) ;;
+    vit-s14) changes+=(model.size=vit-s14 batch_size=320) ;;
+    vit-b14) changes+=(model.size=vit-s14 model.width=768 model.n_heads=12 batch_size=160) ;;
+    vit-l14) changes+=(model.size=vit-l14-reg4 model.n_registers=0 batch_size=64) ;;
+    vit-h14) changes+=(model.size=vit-h14-reg4 batch_size=28) ;;
     vit-g14)
-        changes+=(model.size=vit-g14 model.stochastic_depth=0.4 engine.recompute=full batch_size=32)
+        changes+=(model.size=vit-g14 model.stochastic_depth=0.4 engine.recompute=full batch_size=96)
         ;;
     *)
         echo "gpu.sh: needs vit-s14, vit-b14, vit-l14, vit-h14 or vit-g14; got $model." >&2
