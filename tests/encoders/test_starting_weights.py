@@ -55,6 +55,20 @@ def run(tmp_path):
     return tmp_path / "encoder"
 
 
+def test_the_encoder_that_comes_along_gives_its_very_weights(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    encoder = load_encoder("anlage-tiny")
+    start = starting_weights("anlage-tiny", encoder.config.architecture)
+    torch.testing.assert_close(start.weights, dict(encoder.model.state_dict()), rtol=0, atol=0)
+    assert start.provenance["source"] == "anlage-tiny"
+    assert start.provenance["sha256"] == encoder.config.weights_sha256
+
+
+def test_an_unknown_name_is_told_what_there_is():
+    with pytest.raises(EncoderError, match="anlage-tinny: no such encoder.* one of: anlage-tiny"):
+        starting_weights("anlage-tinny", ARCHITECTURE)
+
+
 def test_an_encoder_folder_gives_its_very_weights(run):
     start = starting_weights(run, ARCHITECTURE)
     torch.testing.assert_close(

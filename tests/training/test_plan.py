@@ -182,6 +182,11 @@ def test_a_frozen_teacher_with_heads_is_read_from_its_run(tmp_path: Path) -> Non
     assert plan.missing_teacher is None
 
 
+def test_the_encoder_that_comes_along_is_counted_as_a_teacher() -> None:
+    plan = plan_of(recipe("tiny", "model.patch_px=16", "distill.encoder=anlage-tiny"))
+    assert plan.head_parameters == 144 * 192 + 192
+
+
 def test_an_encoder_as_teacher_sees_whole_global_views_alone(tmp_path: Path) -> None:
     small = {"image_px": 64, "patch_px": 8, "width": 96, "depth": 2, "n_heads": 3}
     about = EncoderConfig(

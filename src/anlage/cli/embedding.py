@@ -22,7 +22,9 @@ app.add_typer(embed, name="embed")
 
 @embed.command("tiles")
 def embed_tiles_command(
-    encoder: Annotated[Path, typer.Option(help="Encoder folder, such as RUN/encoder.")],
+    encoder: Annotated[
+        Path, typer.Option(help="Encoder folder such as RUN/encoder, or anlage-tiny.")
+    ],
     slides: Annotated[str, typer.Option(help="Catalogue (.parquet), or slides to index first.")],
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder for one HDF5 a slide.")],
     stride_px: Annotated[
@@ -71,7 +73,9 @@ def embed_tiles_command(
 
 @app.command()
 def evaluate(
-    encoder: Annotated[Path, typer.Option(help="Encoder folder, such as RUN/encoder.")],
+    encoder: Annotated[
+        Path, typer.Option(help="Encoder folder such as RUN/encoder, or anlage-tiny.")
+    ],
     data: Annotated[
         Path, typer.Option(help="Labelled tiles: a CSV, or a folder with one folder a class.")
     ],

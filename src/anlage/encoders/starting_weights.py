@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from anlage.encoders.encoder_sizes import HEAD_WIDTH
 from anlage.encoders.folder import load_encoder
+from anlage.encoders.presets import PRESETS, encoder_folder
 from anlage.encoders.tile_encoder import weights_sha256
 from anlage.encoders.weight_files import file_sha256, read_weight_file, state_dict_of
 from anlage.encoders.weights import convert_weights
@@ -39,9 +40,10 @@ def starting_weights(source: str | Path, architecture: Mapping[str, Any]) -> Sta
     """Trained weights for an architecture, converted strictly and adapted where they can be.
 
     Args:
-        source: An encoder folder such as ``RUN/encoder``; a ``.safetensors``, ``.pth``, ``.pt`` or
-            ``.bin`` file of timm, dinov2 or DINO; or ``timm:NAME``, which timm downloads
-            (``timm:hf-hub:OWNER/MODEL`` for any model of timm's on the hub).
+        source: An encoder folder such as ``RUN/encoder``, or a name in ``PRESETS``; a
+            ``.safetensors``, ``.pth``, ``.pt`` or ``.bin`` file of timm, dinov2 or DINO; or
+            ``timm:NAME``, which timm downloads (``timm:hf-hub:OWNER/MODEL`` for any model of
+            timm's on the hub).
         architecture: Keyword arguments of ``VisionTransformer``.
 
     Returns:
@@ -54,12 +56,15 @@ def starting_weights(source: str | Path, architecture: Mapping[str, Any]) -> Sta
     name = str(source)
     if name.startswith(TIMM):
         return _from_timm(name, architecture)
-    if Path(source).is_dir():
-        return _from_folder(Path(source), architecture)
+    if encoder_folder(source).is_dir():
+        return _from_folder(source, architecture)
+    if not Path(source).suffix:
+        msg = f"no such encoder. Name a folder, a weight file, or one of: {', '.join(PRESETS)}."
+        raise EncoderError(source, msg)
     return _from_file(Path(source), architecture)
 
 
-def _from_folder(folder: Path, architecture: Mapping[str, Any]) -> StartingWeights:
+def _from_folder(folder: str | Path, architecture: Mapping[str, Any]) -> StartingWeights:
     encoder = load_encoder(folder)
     _refuse_other_heads(folder, encoder.config.architecture["n_heads"], architecture)
     state = encoder.model.state_dict()

@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from anlage.encoders.folder import load_encoder
+from anlage.encoders.presets import encoder_folder
 from anlage.models.flops import (
     StepFlops,
     activation_bytes,
@@ -358,8 +359,8 @@ def _architecture_of(teacher: Distillation) -> Mapping[str, Any] | None:
         record = read_record(Path(teacher.run))
         return None if record is None else record["config"]["model"]
     assert teacher.encoder is not None, "checked by the recipe"
-    folder = Path(teacher.encoder)
-    return load_encoder(folder).config.architecture if folder.is_dir() else None
+    is_there = encoder_folder(teacher.encoder).is_dir()
+    return load_encoder(teacher.encoder).config.architecture if is_there else None
 
 
 def _count(network: nn.Module) -> int:

@@ -42,8 +42,8 @@ class Initialisation(Section):
     """Where the weights come from at step 0; random where nothing is named.
 
     Attributes:
-        encoder: Weights of the encoder: an encoder folder, a ``.safetensors`` or ``.pth`` file in
-            timm's or DINOv2's names, or ``timm:NAME``. Heads are drawn anew.
+        encoder: Weights of the encoder: an encoder folder or ``anlage-tiny``, a ``.safetensors``
+            or ``.pth`` file in timm's or DINOv2's names, or ``timm:NAME``. Heads are drawn anew.
         run: A run's folder, of ``anlage pretrain tile`` or ``anlage import-run``: student and
             teacher with their heads.
         freeze_encoder: Share of the run in which the encoder keeps its values while new heads
@@ -71,8 +71,8 @@ class Distillation(Section):
     Attributes:
         run: Run folder of the teacher: the student learns what its heads say of CLS and patches,
             on views that are not masked.
-        encoder: Folder of the teacher as an encoder alone: the student learns to predict its CLS
-            and patch embeddings, through one linear layer.
+        encoder: Folder of the teacher as an encoder alone, or ``anlage-tiny``: the student learns
+            to predict its CLS and patch embeddings, through one linear layer.
     """
 
     run: str | None = None
