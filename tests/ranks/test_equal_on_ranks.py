@@ -11,6 +11,7 @@ import torch
 from same_run import metrics_of, tensors_of
 from two_ranks import run
 
+from anlage.encoders.folder import load_encoder
 from anlage.slides.catalogue import Catalogue
 from anlage.training.tile_pretrain import pretrain_tiles
 from micro_recipe import micro_config
@@ -69,6 +70,8 @@ def test_two_ranks_train_the_same_model(runs: Path, name: str, oracle: str) -> N
         assert row.keys() == wanted_row.keys()
         for metric, value in wanted_row.items():
             assert row[metric] == pytest.approx(value, rel=1e-4, abs=1e-6), metric
+    encoder = load_encoder(runs / name / "encoder").model.state_dict()  # put together from shards
+    assert all(torch.equal(t, mine[f"teacher.encoder.{key}"]) for key, t in encoder.items())
     tiles = json.loads((runs / f"{name}.tiles.json").read_text())
     assert tiles == json.loads((runs / "ddp.tiles.json").read_text())
     assert len(tiles) == 24

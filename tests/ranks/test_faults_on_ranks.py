@@ -20,6 +20,7 @@ HERE = Path(__file__).parent
 MANY = ("steps=400", "checkpoint_every=4", "tiles.split=null")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", ["ddp", "fsdp2"])
 def test_nan_on_one_rank_stops_both_before_the_weights(
     catalogue: Catalogue, tmp_path: Path, engine: str
