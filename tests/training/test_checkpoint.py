@@ -148,11 +148,17 @@ def test_what_changes_after_save_returns_is_not_written(tmp_path: Path) -> None:
 
 
 def test_memory_of_copies_follows_the_state(tmp_path: Path) -> None:
-    """A Gram teacher that comes, and a tensor of another size and dtype, between two saves."""
+    """A Gram teacher that comes, a tensor that goes, others of another size or dtype."""
+    before = {"a": {"x": torch.ones(3), "y": torch.ones(2), "z": torch.ones(5)}}
+    after = {
+        "a": {"x": torch.ones(3).double() / 3, "y": torch.ones(4)},
+        "gram": {"w": torch.ones(1)},
+    }
     with CheckpointWriter(tmp_path, keep=1) as writer:
-        writer.save({"a": {"x": torch.ones(3), "y": torch.ones(2)}}, step=1, provenance={})
-        after = {"a": {"x": torch.ones(4).half()}, "gram": {"z": torch.ones(1)}}
+        writer.save(before, step=1, provenance={})
         writer.save(after, step=2, provenance={})
+        copied = sum(copy.nbytes for copy in writer._copies.values())
+    assert copied == 3 * 8 + 4 * 4 + 1 * 4
     assert_same(newest(tmp_path).read_whole(), after)
 
 
@@ -364,6 +370,21 @@ def test_an_index_that_makes_no_sense_is_damage(tmp_path: Path, change: dict[str
         state = {"student": {"v": torch.zeros(3), "w": torch.zeros(3)}}
         writer.save(state, step=1, provenance={})
     change_index(tmp_path / "step-00000001", **change)
+    with pytest.raises(CheckpointError, match="every checkpoint is damaged"):
+        newest_checkpoint(tmp_path)
+
+
+def test_an_index_reaches_no_file_outside_its_folder(tmp_path: Path) -> None:
+    """Not even one that the description tells of, with its right hash."""
+    with CheckpointWriter(tmp_path, keep=1) as writer:
+        writer.save({"student": {"w": torch.zeros(3)}}, step=1, provenance={})
+    torch.save(torch.ones(3), tmp_path / "secret")
+    secret = {"file": "../secret", "at": 0, "n_bytes": (tmp_path / "secret").stat().st_size}
+    change_index(tmp_path / "step-00000001", **secret)
+    description = tmp_path / "step-00000001.json"
+    content = json.loads(description.read_text())
+    content["files"]["../secret"] = facts_of(tmp_path / "secret").model_dump()
+    description.write_text(json.dumps(content))
     with pytest.raises(CheckpointError, match="every checkpoint is damaged"):
         newest_checkpoint(tmp_path)
 
