@@ -162,7 +162,9 @@ def test_a_step_without_local_views_and_patches_is_smaller_by_just_those() -> No
     assert whole.teacher_heads == pytest.approx(head_flops(2 + 5, HEAD, width=48))
 
 
-def kept_bytes(model: VisionTransformer, n_images: int, *, mixed_precision: bool) -> int:
+def kept_bytes(
+    model: VisionTransformer, n_images: int, *, mixed_precision: bool, recompute: str = "none"
+) -> int:
     """What autograd keeps for ``n_images`` of 64 px beside four of 32 px; each storage once."""
     images = [torch.randn(n_images, 3, 64, 64), torch.randn(4, 3, 32, 32)]
     masks = [torch.rand(n_images, 64) > 0.5, None]
@@ -179,7 +181,7 @@ def kept_bytes(model: VisionTransformer, n_images: int, *, mixed_precision: bool
         torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
         torch.autocast("cpu", dtype=torch.bfloat16, enabled=mixed_precision),
     ):
-        model(images, masks)
+        model(images, masks, recompute=recompute)
     return sum(n_bytes for n_bytes, _ in kept.values())
 
 
@@ -197,6 +199,32 @@ def test_memory_is_what_autograd_keeps(other: dict[str, Any], mixed_precision: b
     )
     found = activation_bytes(architecture, edge_px=64, mixed_precision=mixed_precision)
     assert found == pytest.approx((many - few) / 4, rel=0.01)  # weights' copies cancel
+
+
+@pytest.mark.parametrize("mixed_precision", [False, True])
+@pytest.mark.parametrize("stochastic_depth", [0.0, 0.25])
+@pytest.mark.parametrize("feed_forward", ["mlp", "swiglu"])
+def test_running_whole_blocks_again_keeps_what_autograd_keeps(
+    feed_forward: str, stochastic_depth: float, mixed_precision: bool
+) -> None:
+    other = {"feed_forward": feed_forward, "stochastic_depth": stochastic_depth}
+    architecture = TINY | {"image_px": 64, "width": 64, "n_heads": 2} | other
+    model = VisionTransformer(**architecture).train()
+    settings = {"mixed_precision": mixed_precision, "recompute": "full"}
+    inputs, drawn = [], []
+    for n_images in (4, 8):
+        hooks = [
+            block.register_forward_pre_hook(lambda _, given: drawn.append(given[2]))
+            for block in model.blocks
+        ]
+        inputs.append(kept_bytes(model, n_images, **settings))
+        for hook in hooks:
+            hook.remove()
+    n_bytes = [sum(t.nbytes for k in of or () for t in k[:2]) for of in drawn]
+    depth = len(model.blocks)  # autograd's hooks do not see what a block's closure holds
+    few, many = inputs[0] + sum(n_bytes[:depth]), inputs[1] + sum(n_bytes[depth:])
+    found = activation_bytes(architecture, edge_px=64, **settings)
+    assert found == pytest.approx((many - few) / 4, rel=0.01)
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 
+from anlage.models.layers.packing import SequenceShape
 from anlage.models.vit import TokenOutput, VisionTransformer
 
 
@@ -136,6 +137,55 @@ def test_stochastic_depth_repeats_with_torchs_state_or_a_generator() -> None:
     with_generator = [model(batch, generator=torch.Generator().manual_seed(3)) for _ in range(2)]
     torch.testing.assert_close(*with_generator, rtol=0, atol=0)
     assert torch.equal(torch.get_rng_state(), state)  # the global one is left alone
+
+
+@torch.no_grad()
+def test_stochastic_depth_draws_block_by_block_branch_by_branch_size_by_size() -> None:
+    """The draws written out; a change of their order would change every run that is resumed."""
+    model = tiny(stochastic_depth=0.5).double()
+    batch = [images(5, 32, 32).double(), images(7, 16, 16).double()]
+    seen = model(batch, generator=torch.Generator().manual_seed(2))
+
+    draw = torch.Generator().manual_seed(2)
+    sizes = [model._tokens(part, None) for part in batch]
+    for block in model.blocks:
+        for norm, branch, gain in (
+            (block.norm1, block.attn, block.ls1),
+            (block.norm2, block.mlp, block.ls2),
+        ):
+            for tokens_BSD in sizes:
+                n_images, n_tokens = tokens_BSD.shape[:2]
+                n_kept = round(n_images / 2)
+                for image in torch.randperm(n_images, generator=draw)[:n_kept].tolist():
+                    before = norm(tokens_BSD[image])
+                    shape = [[SequenceShape(1, n_tokens)]] if branch is block.attn else []
+                    change = branch(before, *shape)
+                    tokens_BSD[image] = tokens_BSD[image] + gain(change) * n_images / n_kept
+    for tokens_BSD, output in zip(sizes, seen, strict=True):
+        torch.testing.assert_close(output.cls_BD, model.norm(tokens_BSD)[:, 0])
+
+
+@pytest.mark.parametrize("is_global", [False, True])
+def test_stochastic_depth_draws_as_it_did(is_global: bool) -> None:
+    """First channel of CLS tokens, written down at 76a4c9a, where blocks drew for themselves."""
+    torch.manual_seed(0)
+    model = VisionTransformer(
+        image_px=32, patch_px=8, width=24, depth=3, n_heads=3, n_registers=2,
+        stochastic_depth=0.5, layer_scale=0.7,
+    )  # fmt: skip
+    for parameter in model.parameters():
+        parameter.data.add_(0.1 * torch.randn_like(parameter))
+    torch.manual_seed(1)
+    batch = [torch.randn(5, 3, 32, 32).double(), torch.randn(7, 3, 16, 16).double()]
+    generator = None if is_global else torch.Generator().manual_seed(2)
+    torch.manual_seed(2)
+    seen = model.double()(batch, generator=generator)
+    found = [value for part in seen for value in part.cls_BD[:, 0].tolist()]
+    wanted = [
+        *(0.80309, 1.14059, 1.093813, -0.317109, -0.534298),
+        *(-0.032891, 0.523931, 0.501824, 0.879764, -0.938338, 0.794709, 1.04889),
+    ]
+    assert found == pytest.approx(wanted, abs=2e-6)
 
 
 def test_weights_start_as_in_dinov2() -> None:

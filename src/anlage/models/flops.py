@@ -204,9 +204,8 @@ def _block_bytes(block: Block, *, value: int, recompute: Recompute) -> float:
     in_float32 = 4 * (2 * width + 4 + n_heads)
     # both norms' outputs, q, k, v, attention's output by image size and packed
     halved = 7 * width + (4 if isinstance(block.mlp, SwiGlu) else 2) * hidden
-    if (
-        recompute == "selective"
-    ):  # q, k, v, attention's output by image size, what goes into the activation
+    if recompute == "selective":
+        # q, k, v, attention's output by image size, what goes into the activation
         halved = 4 * width + (2 if isinstance(block.mlp, SwiGlu) else 1) * hidden
     elif not isinstance(block.ls1, nn.Identity):
         halved += 2 * width  # what each gain multiplies
