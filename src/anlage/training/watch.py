@@ -142,7 +142,8 @@ def in_evaluation(model: nn.Module) -> Iterator[None]:
     modes = {module: module.training for module in model.modules()}
     model.eval()
     try:
-        yield
+        with torch.compiler.set_stance("force_eager"):  # hooks inside compiled blocks do not fire
+            yield
     finally:
         for module, mode in modes.items():
             module.training = mode
