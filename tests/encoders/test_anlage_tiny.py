@@ -72,7 +72,7 @@ def test_its_record_names_what_it_saw_and_no_place_on_a_machine():
     assert set(PROVENANCE["watched"]["cases"]) <= set(PROVENANCE["patients"])
     assert re.fullmatch("[0-9a-f]{40}", PROVENANCE["commit"])
     assert not [text for text in strings_of(CONFIG) if HOME.search(text)]
-    assert HOME.search("from /root/x")
+    assert HOME.search("from /home/x")
 
 
 def test_the_card_tells_of_this_encoder(encoder):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,8 @@ from anlage.errors import TrainingError
 from anlage.slides.catalogue import Catalogue
 from anlage.tiles.sampling import TileRequest, TileWindow
 from anlage.tiles.stream import TileBatch
-from anlage.training import pending_step, train_step
+from anlage.training import pending_step, train_step, training_state
+from anlage.training.compiled import compile_blocks
 from anlage.training.replay import Replay, load_replay
 from anlage.training.tile_config import TilePretrainConfig
 from anlage.training.tile_pretrain import pretrain_tiles
@@ -65,13 +67,16 @@ def batch_of(replay: Replay) -> TileBatch:
         (),
         ("optimizer.kind=stable_adamw", "optimizer.clip_norm=null", "accumulate=2"),
         ("objective.targets=centering", "objective.gram={start: 0.2}"),
+        ("engine.compile=blocks", "precision=fp32"),
     ],
-    ids=["adamw", "stable adamw, in parts", "centres, gram"],
+    ids=["adamw", "stable adamw, in parts", "centres, gram", "compiled"],
 )
 def test_it_fails_again_in_the_same_place(
     catalogue: Catalogue, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, overrides
 ) -> None:
     run, again = tmp_path / "run", tmp_path / "again"
+    eagerly = partial(compile_blocks, backend="eager")
+    monkeypatch.setattr(training_state, "compile_blocks", eagerly)
     with monkeypatch.context() as patch:
         before_steps(patch, overflow)
         with pytest.raises(TrainingError, match=f"not finite at step {STEP}"):

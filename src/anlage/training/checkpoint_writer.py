@@ -91,7 +91,7 @@ class CheckpointWriter:
     ) -> None:
         try:
             self.wait()
-        except Exception as failed:
+        except Exception as failed:  # told, and not put in the place of what led here
             if error is None:
                 raise
             LOGGER.warning("the last checkpoint was not saved: %s", failed)
@@ -143,7 +143,7 @@ class CheckpointWriter:
 
             told = {"step": step, "world_size": self.ranks.world_size, "provenance": provenance}
             self._on_main(describe)
-        except Exception:
+        except Exception:  # whatever it is goes on; what is half written goes
             if self.ranks.is_main:
                 _remove(path)
             raise
@@ -181,7 +181,7 @@ class CheckpointWriter:
         value, failed = None, None
         try:
             value = make()
-        except Exception as error:
+        except Exception as error:  # every rank raises it, in words that can be sent
             if self.ranks.is_alone:
                 raise
             failed = error if isinstance(error, OSError | AnlageError) else RuntimeError(str(error))
