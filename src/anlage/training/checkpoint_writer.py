@@ -198,11 +198,12 @@ class CheckpointWriter:
 class _Writer(FileSystemWriter):
     """Writes one file a rank; says nothing of the machine it was written on.
 
-    One thread: torch loses the errors of further ones.
+    One thread: torch loses the errors of further ones. Nothing is copied ahead: tensors are on the
+    CPU, and torch would wait for all that the GPU was given to do, again and again, on GPU 0.
     """
 
     def __init__(self, path: Path) -> None:
-        super().__init__(path, thread_count=1, sync_files=True)
+        super().__init__(path, thread_count=1, sync_files=True, per_thread_copy_ahead=0)
 
     def storage_meta(self) -> StorageMeta:
         return StorageMeta()
