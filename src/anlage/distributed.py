@@ -172,7 +172,8 @@ def process_group(device: str = "auto", *, timeout_s: float = TIMEOUT_S) -> Iter
         Who this process is.
 
     Raises:
-        DistributedError: If the others cannot be reached, or are lost while work is shared.
+        DistributedError: If there is no GPU for this rank, or the others cannot be reached, or are
+            lost while work is shared.
     """
     if not is_launched():
         yield ALONE
@@ -181,6 +182,7 @@ def process_group(device: str = "auto", *, timeout_s: float = TIMEOUT_S) -> Iter
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     if uses_cuda:
+        _refuse_missing_gpu(local_rank, who=Ranks(rank, world_size).name)
         torch.cuda.set_device(local_rank)
     limit = timedelta(seconds=timeout_s)
     try:
@@ -216,6 +218,16 @@ def process_group(device: str = "auto", *, timeout_s: float = TIMEOUT_S) -> Iter
         _leave_together(ranks)
     finally:
         dist.destroy_process_group()
+
+
+def _refuse_missing_gpu(local_rank: int, *, who: str) -> None:
+    n_devices = torch.cuda.device_count()
+    if local_rank >= n_devices:
+        msg = (
+            f"is number {local_rank} of its machine, which has {n_devices} GPUs. Start "
+            f"{n_devices} there (--nproc-per-node), or ask for more GPUs."
+        )
+        raise DistributedError(who, msg)
 
 
 def _leave_together(ranks: Ranks) -> None:
