@@ -13,8 +13,8 @@ from safetensors.torch import load_file
 
 from anlage import samples
 from anlage.embedding.embed_tiles import embed_tiles
+from anlage.encoders.bundled import BUNDLED
 from anlage.encoders.folder import load_encoder
-from anlage.encoders.presets import PRESETS
 from anlage.evaluation.evaluate import evaluate_encoder
 from anlage.evaluation.labelled_tiles import LabelledTiles
 from anlage.evaluation.tile_pixels import fit_tile, read_tile_file
@@ -22,7 +22,7 @@ from anlage.slides.indexing.index import index_slides
 from anlage.training.distill import guide_of
 from micro_recipe import micro_config
 
-FOLDER = PRESETS["anlage-tiny"]
+FOLDER = BUNDLED["anlage-tiny"]
 CONFIG = json.loads((FOLDER / "config.json").read_text(encoding="utf-8"))
 PROVENANCE = CONFIG["provenance"]
 CARD = (FOLDER / "README.md").read_text(encoding="utf-8")

@@ -3,6 +3,7 @@ import pytest
 import torch
 from small_encoder import ARCHITECTURE, MEAN, STD, make_config, make_encoder, make_pixels
 
+from anlage.encoders.precision import has_native_bf16
 from anlage.encoders.tile_encoder import TileEncoder, torch_device, weights_sha256
 from anlage.errors import DeviceError
 from anlage.models.vit import VisionTransformer
@@ -56,6 +57,12 @@ def test_embedding_can_be_used_in_a_differentiated_probe():
     weight = torch.zeros(24, requires_grad=True)
     (embedding @ weight).sum().backward()
     torch.testing.assert_close(weight.grad, embedding.sum(0))
+
+
+def test_sizes_are_told():
+    encoder = make_encoder(pooling="cls+mean")
+    assert (encoder.width, encoder.token_width, encoder.patch_px) == (48, 24, 8)
+    assert encoder.n_parameters == sum(p.numel() for p in encoder.model.parameters())
 
 
 def test_empty_batch():
@@ -123,10 +130,24 @@ def test_weights_sha256_ignores_order_and_sees_shape():
     assert weights_sha256(weight) != weights_sha256(weight | {"a": torch.arange(6.0).view(2, 3)})
 
 
-@pytest.mark.parametrize("precision", ["bf16", "fp16"])
-def test_precision_the_device_should_not_use_is_refused(precision):
-    with pytest.raises(ValueError, match=f"got '{precision}' on cpu"):
+@pytest.mark.parametrize("precision", ["bf16", "fp16", "int8"])
+def test_precision_the_device_does_not_have_is_refused(precision, monkeypatch):
+    monkeypatch.setattr("anlage.encoders.precision.has_native_bf16", lambda _: False)
+    with pytest.raises(ValueError, match=rf"\(auto, fp32\); got '{precision}' on cpu"):
         TileEncoder(make_config(), VisionTransformer(**ARCHITECTURE), precision=precision)
+
+
+def test_bf16_on_a_processor_that_has_it():
+    if not has_native_bf16(torch.device("cpu")):
+        pytest.skip("the processor has no native bf16")
+    encoder, pixels = make_encoder(pooling="cls+mean"), make_pixels(8)
+    half = TileEncoder(encoder.config, encoder.model, precision="bf16")
+    found, exact = half.embed(pixels), encoder.embed(pixels)
+    assert half.precision == "bf16"
+    assert half.fingerprint == encoder.fingerprint
+    assert found.dtype == torch.float32
+    assert not torch.equal(found, exact)
+    assert torch.cosine_similarity(found, exact).min() > 0.999
 
 
 def test_auto_is_fp32_on_the_cpu():

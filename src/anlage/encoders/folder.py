@@ -13,15 +13,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from anlage.encoders.bundled import BUNDLED, CONFIG, encoder_folder
 from anlage.encoders.folder_replacement import replace_folder
-from anlage.encoders.presets import CONFIG, PRESETS, encoder_folder
-from anlage.encoders.tile_encoder import (
-    FORMAT,
-    EncoderConfig,
-    Precision,
-    TileEncoder,
-    weights_sha256,
-)
+from anlage.encoders.precision import Precision
+from anlage.encoders.tile_encoder import FORMAT, EncoderConfig, TileEncoder, weights_sha256
 from anlage.errors import EncoderError
 from anlage.models.vit import VisionTransformer
 from anlage.models.without_weights import without_weights
@@ -74,7 +69,7 @@ def load_encoder(
 
     Args:
         folder: A folder that ``save_encoder`` wrote, such as ``RUN/encoder``; or the name of an
-            encoder that comes with anlage (``PRESETS``).
+            encoder that comes with anlage (``BUNDLED``).
         device: ``cpu``, ``cuda``, ``cuda:N`` or ``auto``.
         precision: See ``TileEncoder``.
 
@@ -107,7 +102,7 @@ def _identity(folder: str | Path) -> tuple[int, int] | None:
 def _load(folder: str | Path) -> tuple[EncoderConfig, VisionTransformer]:
     place = encoder_folder(folder)
     if not place.is_dir():
-        names = ", ".join(PRESETS)
+        names = ", ".join(BUNDLED)
         msg = f"no such encoder folder. Name one such as RUN/encoder, or one of: {names}."
         raise EncoderError(folder, msg)
     config = _read_config(place / CONFIG)

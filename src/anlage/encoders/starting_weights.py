@@ -10,15 +10,14 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from anlage.encoders.bundled import BUNDLED, encoder_folder
 from anlage.encoders.encoder_sizes import HEAD_WIDTH
 from anlage.encoders.folder import load_encoder
-from anlage.encoders.presets import PRESETS, encoder_folder
 from anlage.encoders.tile_encoder import weights_sha256
+from anlage.encoders.timm_models import TIMM, published, timm_model
 from anlage.encoders.weight_files import file_sha256, read_weight_file, state_dict_of
 from anlage.encoders.weights import convert_weights
 from anlage.errors import EncoderError
-
-TIMM = "timm:"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,7 +39,7 @@ def starting_weights(source: str | Path, architecture: Mapping[str, Any]) -> Sta
     """Trained weights for an architecture, converted strictly and adapted where they can be.
 
     Args:
-        source: An encoder folder such as ``RUN/encoder``, or a name in ``PRESETS``; a
+        source: An encoder folder such as ``RUN/encoder``, or a name in ``BUNDLED``; a
             ``.safetensors``, ``.pth``, ``.pt`` or ``.bin`` file of timm, dinov2 or DINO; or
             ``timm:NAME``, which timm downloads (``timm:hf-hub:OWNER/MODEL`` for any model of
             timm's on the hub).
@@ -59,7 +58,7 @@ def starting_weights(source: str | Path, architecture: Mapping[str, Any]) -> Sta
     if encoder_folder(source).is_dir():
         return _from_folder(source, architecture)
     if not Path(source).suffix:
-        msg = f"no such encoder. Name a folder, a weight file, or one of: {', '.join(PRESETS)}."
+        msg = f"no such encoder. Name a folder, a weight file, or one of: {', '.join(BUNDLED)}."
         raise EncoderError(source, msg)
     return _from_file(Path(source), architecture)
 
@@ -94,7 +93,8 @@ def _from_file(path: Path, architecture: Mapping[str, Any]) -> StartingWeights:
 
 
 def _from_timm(source: str, architecture: Mapping[str, Any]) -> StartingWeights:
-    model = _timm_model(source)
+    # At its own classes and size: timm loads a changed model leniently.
+    model = timm_model(source.removeprefix(TIMM))
     _refuse_other_function(source, model)
     _refuse_other_heads(source, model.blocks[0].attn.num_heads, architecture)  # type: ignore[index,union-attr]
     state = model.state_dict()
@@ -104,28 +104,9 @@ def _from_timm(source: str, architecture: Mapping[str, Any]) -> StartingWeights:
         "kind": "timm",
         "sha256": weights_sha256(state),
         "timm": version("timm"),
-        **_published(model),
+        **published(model),
     }
     return StartingWeights(weights=weights, notes=notes, provenance=provenance)
-
-
-def _timm_model(source: str) -> nn.Module:
-    try:
-        import timm
-    except ImportError as error:
-        msg = "needs timm, which is not installed. Run: pip install 'anlage[timm]', or name a file."
-        raise EncoderError(source, msg) from error
-    try:
-        # At its own classes and size: timm loads a changed model leniently.
-        model: nn.Module = timm.create_model(source.removeprefix(TIMM), pretrained=True)
-    except Exception as error:  # of timm, the hub, the network or the file
-        reason = (str(error).splitlines() or [""])[0] or type(error).__name__
-        msg = (
-            f"timm cannot load it ({reason}). Check the name with `timm.list_pretrained()` and the "
-            "network, or download the weights elsewhere and name the file."
-        )
-        raise EncoderError(source, msg) from error
-    return model.eval()
 
 
 def _refuse_other_function(source: str, model: nn.Module) -> None:
@@ -158,12 +139,6 @@ def _refuse_other_block(source: str, number: int, block: Any) -> None:  # noqa: 
         told = f"{activation} at blocks.{number}.mlp.act" + (", its gate last" if gate_last else "")
         msg = f"computes with {told}. Choose an encoder with GELU or SwiGLU."
         raise EncoderError(source, msg)
-
-
-def _published(model: nn.Module) -> dict[str, Any]:
-    """What timm says of where the weights come from."""
-    told = getattr(model, "pretrained_cfg", None) or {}
-    return {key: told[key] for key in ("hf_hub_id", "url", "tag", "license") if told.get(key)}
 
 
 def _refuse_other_heads(source: str | Path, n_heads: int, architecture: Mapping[str, Any]) -> None:

@@ -1,6 +1,7 @@
-"""A tile encoder: a vision transformer with the transform and the pooling it is used with.
+"""A tile encoder: a network with the transform and the pooling it is used with.
 
-Shape suffixes: B tiles, 3 channels, H and W pixels, N patch tokens, D embedding width.
+Shape suffixes: B tiles, 3 channels, H and W pixels, N patch tokens, D embedding width, E width of a
+patch token.
 """
 
 from __future__ import annotations
@@ -14,12 +15,14 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-from anlage.errors import DeviceError
+from anlage.encoders.other_network import OtherNetwork
+from anlage.encoders.precision import DTYPES, Precision, resolved_precision
+from anlage.encoders.untrained import untrained_network
+from anlage.errors import DeviceError, EncoderError
 from anlage.models.vit import TokenOutput, VisionTransformer
 from anlage.provenance import sha256_of_json
 
 FORMAT: Final = "encoder/1"
-Precision = Literal["auto", "fp32", "bf16"]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
@@ -29,14 +32,16 @@ class EncoderConfig(BaseModel):
 
     Attributes:
         format: Format and version of the folder.
-        architecture: Keyword arguments of ``VisionTransformer``.
+        architecture: Keyword arguments of ``VisionTransformer``; of a network that is not ours,
+            what it is, such as ``{"timm": "resnet50"}``.
         tile_px: Edge of the tiles it was made for, pixels at ``mpp``.
         mpp: Resolution it was made for, micrometres per pixel.
         mean: Mean taken off each channel of pixels in [0, 1].
         std: Standard deviation each channel is divided by.
         colour: Colours of the tiles it was made for: as ``stored``, or in ``srgb`` by their slide's
             profile. Bags are made with it unless another is asked for.
-        pooling: ``cls``, the class token; ``cls+mean``, it and the mean of the patch tokens.
+        pooling: ``cls``, the class token; ``cls+mean``, it and the mean of the patch tokens;
+            ``own``, whatever a network that is not ours gives.
         provenance: What made it: recipe, run, step, catalogue and slide fingerprints, versions.
         weights_sha256: Checksum of the weights; ``save_encoder`` fills it in.
     """
@@ -50,28 +55,28 @@ class EncoderConfig(BaseModel):
     mean: tuple[Finite, Finite, Finite]
     std: tuple[Positive, Positive, Positive]
     colour: Literal["stored", "srgb"] = "stored"
-    pooling: Literal["cls", "cls+mean"] = "cls"
+    pooling: Literal["cls", "cls+mean", "own"] = "cls"
     provenance: dict[str, Any] = Field(default_factory=dict)
     weights_sha256: str | None = None
 
 
 class TileEncoder:
-    """Tiles in, embeddings out: normalises, runs the transformer, pools its tokens.
+    """Tiles in, embeddings out: normalises, runs the network, pools its tokens.
 
-    Takes the model over: moves it to the device and switches it to evaluation.
+    Takes the network over: moves it to the device and switches it to evaluation.
 
     Args:
         config: Architecture, transform, pooling and provenance.
-        model: The transformer that ``config.architecture`` describes.
+        network: The transformer that ``config.architecture`` describes, or an ``OtherNetwork``.
         device: ``cpu``, ``cuda``, ``cuda:N``, or ``auto`` for CUDA where there is one.
-        precision: ``fp32``; ``bf16`` (autocast, CUDA only); ``auto`` is bf16 on CUDA devices that
-            compute in it and fp32 elsewhere.
+        precision: ``fp32``; ``bf16`` and ``fp16`` (autocast; fp16 on CUDA only, bf16 where the
+            device has it); ``auto`` is bf16 on CUDA devices that have it and fp32 elsewhere.
 
     Attributes:
         config: As given.
-        model: The transformer, on ``device``, in evaluation mode.
+        network: On ``device``, in evaluation mode.
         device: Where it runs.
-        precision: ``fp32`` or ``bf16``.
+        precision: ``fp32``, ``bf16`` or ``fp16``.
 
     Raises:
         ValueError: If the device cannot compute in the precision asked for.
@@ -80,28 +85,63 @@ class TileEncoder:
     def __init__(
         self,
         config: EncoderConfig,
-        model: VisionTransformer,
+        network: VisionTransformer | OtherNetwork,
         *,
         device: str | torch.device = "cpu",
         precision: Precision = "auto",
     ) -> None:
         self.config = config
         self.device = torch_device(device)
-        self.precision = _resolved(precision, self.device)
-        self.model = model.to(self.device).eval()
+        self.precision = resolved_precision(precision, self.device)
+        self.network = network.to(self.device).eval()
         transform = torch.tensor([config.mean, config.std], dtype=torch.float32) * 255
         self._mean, self._std = transform.to(self.device).view(2, 3, 1, 1)
 
     @property
+    def model(self) -> VisionTransformer:
+        """Our transformer, for what looks inside it or trains it.
+
+        Raises:
+            EncoderError: If the encoder is of another kind.
+        """
+        if isinstance(self.network, VisionTransformer):
+            return self.network
+        msg = (
+            "does not run on anlage's vision transformer, which this needs. "
+            "Choose a preset that does (`anlage encoders`), or an encoder folder."
+        )
+        raise EncoderError(str(self.config.architecture), msg)
+
+    @property
     def width(self) -> int:
         """Embedding width D."""
-        return self.model.width * (2 if self.config.pooling == "cls+mean" else 1)
+        return self.network.width * (2 if self.config.pooling == "cls+mean" else 1)
+
+    @property
+    def token_width(self) -> int:
+        """Width E of a patch token."""
+        if isinstance(self.network, OtherNetwork):
+            return self.network.token_width
+        return self.network.width
+
+    @property
+    def patch_px(self) -> int | None:
+        """Edge of a patch, pixels; None if the network has no patch tokens."""
+        return self.network.patch_px
+
+    @property
+    def n_parameters(self) -> int:
+        """Weights of the network."""
+        return sum(parameter.numel() for parameter in self.network.parameters())
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 over what decides an embedding: architecture, transform, pooling and weights."""
+        """SHA-256 over what decides an embedding: architecture, transform, pooling and weights.
+
+        Not over the precision, which a bag notes beside it.
+        """
         decides = {"format", "architecture", "tile_px", "mpp", "mean", "std", "pooling"}
-        weights = weights_sha256(self.model.state_dict())
+        weights = weights_sha256(self.network.state_dict())
         return sha256_of_json([self.config.model_dump(mode="json", include=decides), weights])
 
     def embed(self, pixels_B3HW: Tensor) -> Tensor:
@@ -129,30 +169,45 @@ class TileEncoder:
         return pooled_BD.clone()  # an ordinary tensor, which a probe may differentiate
 
     def patch_tokens(self, pixels_B3HW: Tensor) -> Tensor:
-        """Patch tokens of tiles, row by row of the patch grid: (B, N, D) float32, no registers."""
+        """Patch tokens of tiles, row by row of the patch grid, without class or register tokens.
+
+        Args:
+            pixels_B3HW: As ``embed`` takes them.
+
+        Returns:
+            (B, N, E) float32 on the encoder's device.
+
+        Raises:
+            EncoderError: If the network has no patch tokens (``patch_px`` is None).
+            ValueError: If the pixels are not (B, 3, H, W) uint8.
+        """
         _check_pixels(pixels_B3HW)
+        if self.patch_px is None:
+            msg = "gives no patch tokens. Choose a vision transformer (`anlage encoders`)."
+            raise EncoderError(str(self.config.architecture), msg)
         with torch.inference_mode():
-            patches_BND = self._tokens(pixels_B3HW).patches_BND.float()
-        return patches_BND.clone()
+            patches_BNE = self._tokens(pixels_B3HW).patches_BND.float()
+        return patches_BNE.clone()
 
     def untrained(self, seed: int) -> TileEncoder:
         """An encoder of the same architecture and transform with random weights: a floor.
 
         The same seed gives the same weights everywhere; the global generators are left alone.
+
+        Raises:
+            EncoderError: If the network has no weights to draw.
         """
-        with torch.random.fork_rng(devices=[]):
-            model = VisionTransformer(**self.config.architecture)
-        model.initialise(torch.Generator().manual_seed(seed))
+        network = untrained_network(self.network, self.config.architecture, seed=seed)
         provenance = {"untrained": True, "seed": seed}
         config = self.config.model_copy(update={"provenance": provenance, "weights_sha256": None})
-        return TileEncoder(config, model, device=self.device, precision=self.precision)
+        return TileEncoder(config, network, device=self.device, precision=self.precision)
 
     def _tokens(self, pixels_B3HW: Tensor) -> TokenOutput:
         pixels_B3HW = pixels_B3HW.to(self.device, non_blocking=True)
         normal_B3HW = pixels_B3HW.float().sub_(self._mean).div_(self._std)
-        is_bf16 = self.precision == "bf16"
-        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=is_bf16):
-            return self.model.embed(normal_B3HW)
+        dtype = DTYPES.get(self.precision)
+        with torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None):
+            return self.network.embed(normal_B3HW)
 
 
 def torch_device(name: str | torch.device) -> torch.device:
@@ -182,20 +237,6 @@ def weights_sha256(weights: Mapping[str, Tensor]) -> str:
         digest.update(f"{name} {tuple(tensor.shape)};".encode())
         digest.update(tensor.numpy().data)
     return digest.hexdigest()
-
-
-def _resolved(precision: Precision, device: torch.device) -> Literal["fp32", "bf16"]:
-    on_cuda = device.type == "cuda"
-    if precision == "auto":
-        has_bf16 = on_cuda and torch.cuda.is_bf16_supported(including_emulation=False)
-        return "bf16" if has_bf16 else "fp32"
-    if precision not in {"fp32", "bf16"} or (precision == "bf16" and not on_cuda):
-        msg = (
-            "TileEncoder: needs precision auto, fp32, or on CUDA bf16; "
-            f"got {precision!r} on {device.type}. Leave it at auto."
-        )
-        raise ValueError(msg)
-    return precision
 
 
 def _check_pixels(pixels_B3HW: Tensor) -> None:

@@ -9,8 +9,8 @@ from typing import Any
 
 from torch import nn
 
+from anlage.encoders.bundled import encoder_folder
 from anlage.encoders.folder import load_encoder
-from anlage.encoders.presets import encoder_folder
 from anlage.models.flops import (
     StepFlops,
     activation_bytes,

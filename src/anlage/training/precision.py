@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import torch
 
+from anlage.encoders.precision import has_native_bf16
+
 
 def autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:
     """Dtype for autocast, or None to compute in float32.
@@ -29,10 +31,3 @@ def autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:
         msg = f"autocast_dtype needs auto, bf16 or fp32; got {precision!r}. Correct the recipe."
         raise ValueError(msg)
     return torch.bfloat16 if has_native_bf16(device) else None
-
-
-def has_native_bf16(device: torch.device) -> bool:
-    """Whether the device multiplies bf16 matrices in hardware."""
-    if device.type == "cuda":
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())

@@ -1,4 +1,4 @@
-"""Encoders that have a name: what it stands for."""
+"""Encoders that come with anlage: which folder a name stands for."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from anlage.errors import EncoderError
 from anlage.samples import samples_folder
 
 CONFIG = "config.json"
-PRESETS: Mapping[str, Path] = MappingProxyType(
+BUNDLED: Mapping[str, Path] = MappingProxyType(
     {"anlage-tiny": samples_folder() / "encoders" / "anlage-tiny"}
 )
 
@@ -20,20 +20,20 @@ def encoder_folder(named: str | Path) -> Path:
     """The folder that holds an encoder.
 
     Args:
-        named: A folder, or a name in ``PRESETS``.
+        named: A folder, or a name in ``BUNDLED``.
 
     Returns:
-        That of the preset; else the folder named, or where an interrupted replacement left it.
+        That of the bundled one; else the folder named, or where an interrupted replacement left it.
         It need not be there.
 
     Raises:
-        EncoderError: If it is the name of a preset and of an encoder folder here.
+        EncoderError: If it is the name of a bundled one and of an encoder folder here.
     """
-    folder, preset = whole_folder(named), PRESETS.get(str(named))
-    if preset is not None and (folder / CONFIG).exists():
+    folder, bundled = whole_folder(named), BUNDLED.get(str(named))
+    if bundled is not None and (folder / CONFIG).exists():
         msg = (
             "is an encoder folder here, and the name of an encoder that comes with anlage. Name "
             "the folder by its whole path, or rename it."
         )
         raise EncoderError(named, msg)
-    return folder if preset is None else preset
+    return folder if bundled is None else bundled

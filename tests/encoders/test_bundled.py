@@ -1,4 +1,4 @@
-"""Encoders by name: the preset, a folder of that name, a name that nobody knows."""
+"""Encoders by name: the bundled one, a folder of that name, a name that nobody knows."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ import pytest
 from small_encoder import make_encoder
 
 from anlage import samples
+from anlage.encoders.bundled import BUNDLED, encoder_folder
 from anlage.encoders.folder import load_encoder, save_encoder
-from anlage.encoders.presets import PRESETS, encoder_folder
 from anlage.errors import EncoderError
 
 
 @pytest.mark.parametrize("named", ["anlage-tiny", Path("anlage-tiny")])
-def test_a_preset_is_its_folder_wherever_one_stands(named, tmp_path, monkeypatch):
+def test_a_bundled_one_is_its_folder_wherever_one_stands(named, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert encoder_folder(named) == samples.samples_folder() / "encoders" / "anlage-tiny"
     assert (encoder_folder(named) / "config.json").is_file()
@@ -33,7 +33,7 @@ def test_an_interrupted_replacement_is_found(tmp_path):
 def test_a_folder_of_bags_of_that_name_is_in_nobodys_way(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("anlage-tiny").mkdir()
-    assert encoder_folder("anlage-tiny") == PRESETS["anlage-tiny"]
+    assert encoder_folder("anlage-tiny") == BUNDLED["anlage-tiny"]
 
 
 def test_an_encoder_folder_of_that_name_is_not_guessed_at(tmp_path, monkeypatch):
