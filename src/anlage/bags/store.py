@@ -1,233 +1,112 @@
-"""The bag file: one HDF5 a slide, in the layout that TRIDENT and CLAM read.
+"""Bags in files and buckets: the one way to write, read and find them, whatever the format.
 
-Shape suffixes: L tiles of the slide, D embedding width.
-
-    features   (L, D) float16, contiguous, not compressed
-    coords     (L, 2) int64, upper-left corners (x, y) in level-0 pixels, with TRIDENT's attributes
-
-The file's own attributes (``format = "bag/1"``) say what made it; see BagAttributes.
+A bag's place is ``ID.h5`` (HDF5), ``ID.zarr`` (a Zarr v3 folder), or the URL of the latter in a
+bucket. Shape suffixes: L tiles of the slide, D embedding width.
 """
 
 from __future__ import annotations
 
 import hashlib
-import io
-import json
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, fields
+import shutil
+import time
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
-import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from anlage.errors import BagError
-from anlage.files import replace_whole
-from anlage.geometry import level0_px
+from anlage.bags.bag import (
+    FLOAT16_MAX,
+    FORMAT,
+    Bag,
+    BagAttributes,
+    BagHeader,
+    as_stored,
+    content_sha256,
+)
+from anlage.bags.hdf5_store import hdf5_blocks, read_hdf5, read_hdf5_header, write_hdf5
+from anlage.bags.zarr_store import (
+    has_zarr,
+    read_zarr,
+    read_zarr_header,
+    write_zarr,
+    zarr_blocks,
+)
+from anlage.errors import BagError, SlideError
+from anlage.slides.storage.location import is_remote
+from anlage.slides.storage.remote_objects import list_folder
 
-FORMAT = "bag/1"
-FLOAT16_MAX = float(np.finfo(np.float16).max)
-NOT_IDENTITY = ("versions", "created_by", "precision", "icc_profile")
-SINCE_COLOUR = {"colour": "stored", "icc_profile": ""}  # true of bags from before they said it
+__all__ = [
+    "FLOAT16_MAX",
+    "FORMAT",
+    "Bag",
+    "BagAttributes",
+    "BagHeader",
+    "Store",
+    "bag_place",
+    "clear_half_written",
+    "content_sha256",
+    "feature_blocks",
+    "half_written",
+    "has_bag",
+    "list_bags",
+    "read_bag",
+    "read_bag_header",
+    "write_bag",
+]
 
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class BagAttributes:
-    """What a bag was made from, and how.
-
-    Attributes:
-        encoder_fingerprint: SHA-256 of the tile encoder's weights and transform.
-        slide_fingerprint: The slide's fingerprint in its catalogue.
-        mpp: Resolution of the tiles, micrometres per pixel.
-        slide_mpp: Resolution of level 0, micrometres per pixel.
-        slide_width_px: Width of level 0, pixels.
-        slide_height_px: Height of level 0, pixels.
-        tile_px: Tile edge, pixels at ``mpp``.
-        stride_px: Step between corners, pixels at ``mpp``.
-        min_tissue: Smallest tissue fraction of a kept tile.
-        mean: Mean that the transform took off each channel of pixels in [0, 1].
-        std: Standard deviation by which it divided.
-        colour: Whether tiles were embedded as ``stored`` or in ``srgb``, by the slide's profile.
-        icc_profile: With ``srgb``, the SHA-256 of the profile; "none" if the slide has none, so
-            that its pixels stayed as stored. Else empty.
-        precision: Arithmetic of the forward pass, ``fp32`` or ``bf16``.
-        versions: Versions of the software that made it.
-        created_by: The program that wrote it.
-    """
-
-    encoder_fingerprint: str
-    slide_fingerprint: str
-    mpp: float
-    slide_mpp: float
-    slide_width_px: int
-    slide_height_px: int
-    tile_px: int
-    stride_px: int
-    min_tissue: float
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
-    colour: str = "stored"
-    icc_profile: str = ""
-    precision: str = "fp32"
-    versions: Mapping[str, str] = field(default_factory=dict)
-    created_by: str = "anlage"
-
-    @property
-    def tile_level0_px(self) -> float:
-        """Tile edge in level-0 pixels, not rounded."""
-        return level0_px(self.tile_px, mpp=self.mpp, slide_mpp=self.slide_mpp)
-
-    def differences(self, other: BagAttributes) -> list[str]:
-        """Names of the attributes in which two bags are not the same thing.
-
-        Versions and precision say how a bag was made; they do not make it another bag.
-        """
-        names = [entry.name for entry in fields(self) if entry.name not in NOT_IDENTITY]
-        return [name for name in names if getattr(self, name) != getattr(other, name)]
+Store = Literal["hdf5", "zarr"]
+SUFFIXES: dict[Store, str] = {"hdf5": ".h5", "zarr": ".zarr"}
+PARTS = (".*.h5.*.part", ".*.zarr.*.part")
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Bag:
-    """The tiles of one slide as a sequence of embeddings.
-
-    Attributes:
-        slide_id: The slide's name in its catalogue.
-        features: (L, D) float16 tile embeddings; L may be 0.
-        coords: (L, 2) int64 upper-left corners (x, y), level-0 pixels.
-        attributes: What the bag was made from.
-    """
-
-    slide_id: str
-    features: NDArray[np.floating[Any]]
-    coords: NDArray[np.int64]
-    attributes: BagAttributes
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class BagHeader:
-    """A bag without its features: enough to know what it is, whatever its size.
-
-    Attributes:
-        slide_id: The slide's name in its catalogue.
-        width: Embedding width D.
-        coords: (L, 2) int64 upper-left corners (x, y), level-0 pixels.
-        attributes: What the bag was made from.
-        content_sha256: SHA-256 over features and coords, the bag's own fingerprint.
-    """
-
-    slide_id: str
-    width: int
-    coords: NDArray[np.int64]
-    attributes: BagAttributes
-    content_sha256: str
-
-
-def write_bag(path: str | Path, bag: Bag) -> None:
-    """Write a bag whole or not at all; an existing one is replaced.
-
-    The file is built in memory and written in one piece, so that a full disk is a plain error.
+def bag_place(folder: str | Path, slide_id: str, *, store: Store | None = None) -> str:
+    """Where the bag of a slide is, in a folder or below a URL.
 
     Args:
-        path: File to write, by custom ``<slide_id>.h5``.
+        folder: A folder, or ``s3://``, ``gs://`` or ``az://`` URL.
+        slide_id: The slide.
+        store: ``hdf5`` or ``zarr``; None for HDF5 in a folder and Zarr at a URL.
+
+    Raises:
+        BagError: If HDF5 is asked for at a URL, which cannot be written a part at a time.
+        ValueError: If the slide_id cannot be the name of a file.
+    """
+    if slide_id in {"", ".", ".."} or any(mark in slide_id for mark in "/\\\0"):
+        msg = f"bag_place: needs a slide_id that can be a file name; got {slide_id!r}. Rename it."
+        raise ValueError(msg)
+    if not is_remote(str(folder)):
+        return str(Path(folder) / f"{slide_id}{SUFFIXES[store or 'hdf5']}")
+    if store == "hdf5":
+        raise BagError(folder, "holds Zarr bags only, as every URL does. Name a folder for HDF5.")
+    return f"{str(folder).rstrip('/')}/{slide_id}.zarr"
+
+
+def write_bag(place: str | Path, bag: Bag) -> None:
+    """Write a bag whole or not at all; an existing one is replaced.
+
+    Args:
+        place: File, folder or URL to write; ``.zarr`` makes it a Zarr group, all else HDF5.
         bag: Features of any floating dtype (stored as float16), and their corners.
 
     Raises:
-        BagError: If a feature is not finite or does not fit float16.
+        BagError: If a feature is not finite or does not fit float16, or a bucket refuses.
         ValueError: If features and coords are not (L, D) floats and (L, 2) integers.
-        OSError: If the disk is full or refuses; carries ``path``.
+        OSError: If the disk is full or refuses; carries ``place``.
     """
-    features, coords = _checked(path, bag)
-    image = _hdf5_image(bag, features, coords)
-    try:
-        with replace_whole(path) as beside:
-            beside.write_bytes(image)
-    except OSError as error:
-        raise OSError(error.errno, f"write_bag: {error.strerror}", str(path)) from error
-
-
-def _checked(path: str | Path, bag: Bag) -> tuple[NDArray[np.float16], NDArray[np.int64]]:
-    features, coords = np.asarray(bag.features), np.asarray(bag.coords)
-    if features.ndim != 2 or features.dtype.kind != "f":
-        msg = f"write_bag: needs features (L, D) of floats; got {features.shape} {features.dtype}."
-        raise ValueError(msg)
-    if coords.shape != (len(features), 2) or coords.dtype.kind not in "iu":
-        msg = (
-            f"write_bag: needs coords ({len(features)}, 2) of integers, one row a tile; "
-            f"got {coords.shape} {coords.dtype}."
-        )
-        raise ValueError(msg)
-    _refuse_unstorable(path, features)
-    return features.astype(np.float16), coords.astype(np.int64)
-
-
-def _refuse_unstorable(path: str | Path, features: NDArray[Any]) -> None:
-    """Refuse what float16 would store as an infinity; up to halfway beyond, it rounds down."""
-    finite = np.isfinite(features)
-    if finite.all() and float(np.abs(features).max(initial=0)) < FLOAT16_MAX + 16:
-        return
-    if not finite.all():
-        tile = int(np.argmin(finite.all(axis=1)))
-        rule, remedy = "finite features", "Check the encoder's weights on that tile"
+    stored = as_stored(place, bag)
+    if _is_zarr(place):
+        write_zarr(_zarr_place(place), stored)
     else:
-        tile = int(np.abs(features).max(axis=1).argmax())
-        rule = f"features within float16's {FLOAT16_MAX:g}"
-        remedy = "Use an encoder that ends in a normalisation, or scale its output"
-    value = features[tile][np.argmax(~finite[tile] | (np.abs(features[tile]) > FLOAT16_MAX))]
-    raise BagError(path, f"needs {rule}; got {value} in tile {tile}. {remedy}.")
+        write_hdf5(Path(place), stored)
 
 
-def _hdf5_image(bag: Bag, features: NDArray[np.float16], coords: NDArray[np.int64]) -> memoryview:
-    memory = io.BytesIO()
-    with h5py.File(memory, "w") as file:
-        feature_data = file.create_dataset("features", data=features)
-        feature_data.attrs["name"] = bag.slide_id
-        coord_data = file.create_dataset("coords", data=coords)
-        coord_data.attrs.update(_trident_attributes(bag))
-        for name, value in _stored(bag.attributes).items():
-            file.attrs[name] = value
-        file.attrs["format"] = FORMAT
-        file.attrs["slide_id"] = bag.slide_id
-        file.attrs["tile_level0_px"] = bag.attributes.tile_level0_px
-        file.attrs["content_sha256"] = content_sha256(features, coords)
-    return memory.getbuffer()
-
-
-def _trident_attributes(bag: Bag) -> dict[str, str | int]:
-    """The attributes TRIDENT puts on ``coords``; magnification is 10 / mpp, rounded."""
-    made = bag.attributes
-    return {
-        "name": bag.slide_id,
-        "description": "(x, y) upper-left corner of each tile, level-0 pixels",
-        "patch_size": made.tile_px,
-        "patch_size_level0": round(made.tile_level0_px),
-        "overlap": max(made.tile_px - made.stride_px, 0),
-        "target_magnification": max(round(10 / made.mpp), 1),
-        "level0_magnification": max(round(10 / made.slide_mpp), 1),
-        "level0_width": made.slide_width_px,
-        "level0_height": made.slide_height_px,
-    }
-
-
-def _stored(attributes: BagAttributes) -> dict[str, Any]:
-    stored = asdict(attributes)
-    return stored | {"versions": json.dumps(stored["versions"], sort_keys=True)}
-
-
-def content_sha256(features: NDArray[np.float16], coords: NDArray[np.int64]) -> str:
-    """SHA-256 over shapes and bytes of a bag's two arrays: the bag's own fingerprint."""
-    digest = hashlib.sha256(repr((features.shape, coords.shape)).encode())
-    digest.update(np.ascontiguousarray(features).data)
-    digest.update(np.ascontiguousarray(coords).data)
-    return digest.hexdigest()
-
-
-def read_bag(path: str | Path, *, verify: bool = True) -> Bag:
+def read_bag(place: str | Path, *, verify: bool = True) -> Bag:
     """Read a bag, refusing one that is damaged or is something else.
 
     Args:
-        path: A file that ``write_bag`` wrote.
+        place: What ``write_bag`` wrote.
         verify: Hash the content and compare (0.04 s for 20,000 tiles of width 1,536). Without it
             a changed bit inside the arrays goes unseen; shapes and attributes are always checked.
 
@@ -235,82 +114,142 @@ def read_bag(path: str | Path, *, verify: bool = True) -> Bag:
         The bag: features (L, D) float16, coords (L, 2) int64, level-0 pixels.
 
     Raises:
-        BagError: If the file is missing, cut short, of another format, or its content changed.
+        BagError: If it is missing, was not finished, is cut short, of another format, or its
+            content changed.
     """
-    with _opened(path) as file:
-        header = _header(path, file)
-        features = file["features"][()]
+    if _is_zarr(place):
+        header, features = read_zarr(_zarr_place(place))
+    else:
+        header, features = read_hdf5(Path(place))
     if verify and content_sha256(features, header.coords) != header.content_sha256:
-        rule = "its content does not match its checksum: the file was changed or is damaged"
-        raise BagError(path, f"{rule}. Delete it and embed the slide again.")
+        raise _changed(place)
     return Bag(header.slide_id, features, header.coords, header.attributes)
 
 
-def read_bag_header(path: str | Path) -> BagHeader:
+def read_bag_header(place: str | Path) -> BagHeader:
     """Read all of a bag but its features; the same checks as ``read_bag`` without its checksum.
 
     Raises:
-        BagError: If the file is missing, cut short, or of another format.
+        BagError: If it is missing, was not finished, is cut short, or of another format.
     """
-    with _opened(path) as file:
-        return _header(path, file)
+    if _is_zarr(place):
+        return read_zarr_header(_zarr_place(place))
+    return read_hdf5_header(Path(place))
 
 
-@contextmanager
-def _opened(path: str | Path) -> Iterator[h5py.File]:
-    if not Path(path).is_file():
-        raise BagError(path, "no such bag. Embed the slide first.")
-    try:
-        with h5py.File(path, "r") as file:
-            yield file
-    except (OSError, RuntimeError, KeyError) as error:
-        reason = str(error).strip("'\"")
-        msg = f"not a whole HDF5 file ({reason}). Delete it and embed the slide again."
-        raise BagError(path, msg) from error
+def feature_blocks(
+    place: str | Path, *, n_rows: int = 8192
+) -> tuple[BagHeader, Iterator[NDArray[np.float16]]]:
+    """A bag's header, and its features a block at a time, for bags larger than the memory.
+
+    Args:
+        place: What ``write_bag`` wrote.
+        n_rows: Most tiles of a block, at least 1.
+
+    Returns:
+        The header; and (n, D) float16 blocks in the order of the tiles. The iterator raises
+        BagError after the last one if their content does not match the bag's checksum.
+
+    Raises:
+        BagError: As ``read_bag_header``.
+    """
+    header = read_bag_header(place)
+    if _is_zarr(place):
+        blocks = zarr_blocks(_zarr_place(place), header, n_rows)
+    else:
+        blocks = hdf5_blocks(Path(place), header, n_rows)
+    return header, _checked(place, header, blocks)
 
 
-def _header(path: str | Path, file: h5py.File) -> BagHeader:
-    found = file.attrs.get("format")
-    if found != FORMAT:
-        msg = f"needs format {FORMAT!r}; got {found!r}. Embed the slide again, or convert the file."
-        raise BagError(path, msg)
-    coords, width = _checked_datasets(path, file)
-    slide_id, checksum = file.attrs.get("slide_id"), file.attrs.get("content_sha256")
-    if not isinstance(slide_id, str) or not isinstance(checksum, str):
-        raise BagError(path, "needs attributes slide_id and content_sha256. Embed the slide again.")
-    return BagHeader(slide_id, width, coords, _read_attributes(path, file.attrs), checksum)
+def _checked(
+    place: str | Path, header: BagHeader, blocks: Iterator[NDArray[np.float16]]
+) -> Iterator[NDArray[np.float16]]:
+    shapes = ((len(header.coords), header.width), header.coords.shape)
+    digest = hashlib.sha256(repr(shapes).encode())
+    for block in blocks:
+        digest.update(np.ascontiguousarray(block).data)
+        yield block
+    digest.update(np.ascontiguousarray(header.coords).data)
+    if digest.hexdigest() != header.content_sha256:
+        raise _changed(place)
 
 
-def _checked_datasets(path: str | Path, file: h5py.File) -> tuple[NDArray[np.int64], int]:
-    wanted = {"features": np.float16, "coords": np.int64}
-    for name, dtype in wanted.items():
-        data = file.get(name)
-        if not isinstance(data, h5py.Dataset) or data.ndim != 2 or data.dtype != dtype:
-            got = f"{data.shape} {data.dtype}" if isinstance(data, h5py.Dataset) else "nothing"
-            msg = f"needs a 2-D dataset {name!r} of {np.dtype(dtype)}; got {got}. Embed it again."
-            raise BagError(path, msg)
-    features, coords = file["features"], file["coords"]
-    if coords.shape != (len(features), 2):
-        rule = f"needs coords ({len(features)}, 2), one row a tile"
-        msg = f"{rule}; got {coords.shape}. Embed the slide again."
-        raise BagError(path, msg)
-    return coords[()], int(features.shape[1])
+def _changed(place: str | Path) -> BagError:
+    rule = "its content does not match its checksum: the file was changed or is damaged"
+    return BagError(place, f"{rule}. Delete it and embed the slide again.")
 
 
-def _read_attributes(path: str | Path, stored: h5py.AttributeManager) -> BagAttributes:
-    readers: dict[str, Callable[[Any], Any]] = {
-        **dict.fromkeys(("mpp", "slide_mpp", "min_tissue"), float),
-        **dict.fromkeys(("slide_width_px", "slide_height_px", "tile_px", "stride_px"), int),
-        **dict.fromkeys(("mean", "std"), lambda values: tuple(float(value) for value in values)),
-        "versions": json.loads,
-    }
-    try:
-        present = SINCE_COLOUR | dict(stored)
-        values = {
-            entry.name: readers.get(entry.name, str)(present[entry.name])
-            for entry in fields(BagAttributes)
-        }
-    except (KeyError, TypeError, ValueError) as error:
-        msg = f"its attributes are incomplete or unreadable ({error}). Embed the slide again."
-        raise BagError(path, msg) from error
-    return BagAttributes(**values)
+def has_bag(place: str | Path) -> bool:
+    """Whether a finished bag is there; what it is made from is not looked at.
+
+    Raises:
+        BagError: If a bucket does not say.
+    """
+    return has_zarr(_zarr_place(place)) if _is_zarr(place) else Path(place).is_file()
+
+
+def list_bags(folder: str | Path) -> dict[str, str]:
+    """The place of each bag of a folder or URL by its slide_id, sorted; one listing.
+
+    A Zarr bag that its writer did not finish is among them; ``has_bag`` tells.
+
+    Raises:
+        BagError: If there is no such folder, a bucket does not answer, or a slide has two bags.
+    """
+    found: dict[str, str] = {}
+    for name in _names(folder):
+        slide_id, _, suffix = name.rpartition(".")
+        if slide_id in found:
+            kept = f"{slide_id}.h5 and {slide_id}.zarr"
+            raise BagError(folder, f"holds two bags of a slide: {kept}. Delete one of them.")
+        store: Store = "zarr" if suffix == "zarr" else "hdf5"
+        found[slide_id] = bag_place(folder, slide_id, store=store)
+    return dict(sorted(found.items()))
+
+
+def _names(folder: str | Path) -> list[str]:
+    if is_remote(str(folder)):
+        try:
+            folders = list_folder(str(folder)).folders
+        except SlideError as error:
+            raise BagError(folder, error.message) from error
+        return [name for name in folders if name.endswith(".zarr")]
+    if not Path(folder).is_dir():
+        raise BagError(folder, "no such folder of bags. Name the one that `embed tiles` wrote.")
+    names = [path.name for path in Path(folder).iterdir() if path.suffix in SUFFIXES.values()]
+    return [name for name in names if not name.startswith(".")]
+
+
+def half_written(folder: str | Path) -> list[Path]:
+    """What writers that were killed, or still write, left beside the bags of a folder."""
+    if is_remote(str(folder)):
+        return []
+    return sorted(part for pattern in PARTS for part in Path(folder).glob(pattern))
+
+
+def clear_half_written(folder: str | Path, *, older_than_s: float) -> None:
+    """Remove what killed writers left, but not what another process is writing now.
+
+    Args:
+        folder: Folder of bags; at a URL there is nothing to remove.
+        older_than_s: Age, seconds, from which nobody writes to it any more.
+    """
+    for part in half_written(folder):
+        try:
+            age_s = time.time() - part.stat().st_mtime
+        except FileNotFoundError:  # its writer has just finished
+            continue
+        if age_s <= older_than_s:
+            continue
+        if part.is_dir():
+            shutil.rmtree(part, ignore_errors=True)
+        else:
+            part.unlink(missing_ok=True)
+
+
+def _is_zarr(place: str | Path) -> bool:
+    return str(place).rstrip("/").endswith(".zarr") or is_remote(str(place))
+
+
+def _zarr_place(place: str | Path) -> str:
+    return str(place).rstrip("/")

@@ -78,7 +78,7 @@ def request_range(location: str, offset: int, count: int) -> Answer:
         SlideError: At once if trying again cannot help (no such object, no permission, a server
             without ranges); else when the time limit is over. It says what to do.
     """
-    return _answered(location, _get, offset, count)
+    return answered(location, _get, offset, count)
 
 
 def list_objects(prefix: str) -> list[ObjectMeta]:
@@ -87,14 +87,25 @@ def list_objects(prefix: str) -> list[ObjectMeta]:
     Raises:
         SlideError: As ``request_range``.
     """
-    return _answered(prefix, _list)
+    return answered(prefix, _list)
 
 
-def _answered(location: str, ask: Callable[..., T], *args: int) -> T:
+def answered(location: str, ask: Callable[..., T], *args: object, verb: str = "read") -> T:
+    """The answer to ``ask(store, key, *args)``, asked until it comes or is hopeless.
+
+    Args:
+        location: The object's URL, of which store and key are taken.
+        ask: A function of a module's top level, which uses obstore.
+        args: Its further arguments.
+        verb: What is being done, in the words of an error: "read", "written".
+
+    Raises:
+        SlideError: As ``request_range``.
+    """
     try:
-        return call_obstore(_until_answered, location, ask, *args)
+        return call_obstore(_until_answered, location, ask, verb, *args)
     except OSError as error:  # only of the process that reads for a forked one
-        raise SlideError(location, f"cannot be read: {error}.") from error
+        raise SlideError(location, f"cannot be {verb}: {error}.") from error
 
 
 def _get(store: ObjectStore, key: str, offset: int, count: int) -> Answer:
@@ -106,7 +117,7 @@ def _list(store: ObjectStore, key: str) -> list[ObjectMeta]:
     return [meta for chunk in obstore.list(store, key, chunk_size=1000) for meta in chunk]
 
 
-def _until_answered(location: str, ask: Callable[..., T], *args: int) -> T:
+def _until_answered(location: str, ask: Callable[..., T], verb: str, *args: object) -> T:
     """Ask again after a failure that may pass, a little later each time.
 
     One attempt may take half the time limit, and none begins in the second half: so all of them
@@ -124,14 +135,14 @@ def _until_answered(location: str, ask: Callable[..., T], *args: int) -> T:
         try:
             return ask(store, key, *args)
         except (OSError, ValueError, BaseError) as error:
-            _refuse_hopeless(location, error)
+            _refuse_hopeless(location, error, verb)
             reason = _reason(error)
             passed_s = time.monotonic() - begun
             pause_s = wait_s * _JITTER.uniform(0.5, 1)
             if passed_s + pause_s > limit_s / 2:
                 raise SlideError(
                     location,
-                    f"cannot be read: {reason}. Tried {n_tries} times in {passed_s:.1f} s. "
+                    f"cannot be {verb}: {reason}. Tried {n_tries} times in {passed_s:.1f} s. "
                     f"Check the server and the network, or set {TIME_LIMIT} above {limit_s:g}.",
                 ) from error
         LOGGER.info("%s: %s; asking again", location, reason)
@@ -201,15 +212,15 @@ def version_of(meta: ObjectMeta) -> str:
     return f"{int(meta['last_modified'].timestamp()):x}-{meta['size']:x}"
 
 
-def _refuse_hopeless(location: str, error: Exception) -> None:
+def _refuse_hopeless(location: str, error: Exception, verb: str) -> None:
     """Raise where the next attempt would end in the same way."""
     status = _status(error)
     if isinstance(error, FileNotFoundError):
         raise SlideError(location, "does not exist (404). Check the address.") from error
     if isinstance(error, PermissionDeniedError | UnauthenticatedError):
-        _refuse_permission(location, _reason(error), error)
+        _refuse_permission(location, _reason(error), verb, error)
     if NO_METADATA_SERVICE in str(error):
-        _refuse_permission(location, "found no credentials", error)
+        _refuse_permission(location, "found no credentials", verb, error)
     if isinstance(error, NotSupportedError):
         raise SlideError(
             location,
@@ -223,14 +234,14 @@ def _refuse_hopeless(location: str, error: Exception) -> None:
         ) from error
     is_transient = status is None or status >= 500 or status in TRANSIENT
     if not (isinstance(error, GenericError | OSError) and is_transient):
-        raise SlideError(location, f"cannot be read: {_reason(error)}.") from error
+        raise SlideError(location, f"cannot be {verb}: {_reason(error)}.") from error
 
 
-def _refuse_permission(location: str, reason: str, error: Exception) -> NoReturn:
+def _refuse_permission(location: str, reason: str, verb: str, error: Exception) -> NoReturn:
     scheme = location.partition("://")[0].lower()
     names = CREDENTIALS.get(scheme)
     remedy = f"Set {names}." if names else "Sign the address, or ask its owner for access."
-    raise SlideError(location, f"may not be read: {reason}. {remedy}") from error
+    raise SlideError(location, f"may not be {verb}: {reason}. {remedy}") from error
 
 
 def _status(error: Exception) -> int | None:
