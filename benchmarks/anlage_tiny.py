@@ -112,8 +112,8 @@ def train(data: Path, out: Path) -> Path:
 def provenance_of(encoder: TileEncoder, run: Path, data: Path) -> dict[str, Any]:
     """What the run wrote, and how the encoder was chosen, without any path.
 
-    ``patients`` names the cases whose labels chose the encoder as well, so that a test on them
-    says that they were seen.
+    ``patients`` names the cases whose labels chose the encoder as well, and ``watched`` names them
+    alone, so that a test on them says that they were seen, and how.
     """
     record, best = encoder.config.provenance, read_best(run)
     assert best is not None, "the run is watched"

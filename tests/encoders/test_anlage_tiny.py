@@ -17,6 +17,8 @@ from anlage.encoders.bundled import BUNDLED
 from anlage.encoders.folder import load_encoder
 from anlage.evaluation.evaluate import evaluate_encoder
 from anlage.evaluation.labelled_tiles import LabelledTiles
+from anlage.evaluation.leakage import seen_in_pretraining
+from anlage.evaluation.notes import leakage_note
 from anlage.evaluation.tile_pixels import fit_tile, read_tile_file
 from anlage.slides.indexing.index import index_slides
 from anlage.training.distill import guide_of
@@ -90,6 +92,16 @@ def test_the_card_tells_of_this_encoder(encoder):
         assert told in CARD, told
 
 
+@pytest.mark.parametrize("only_choice", [False, True])
+def test_the_card_says_whose_labels_chose_the_encoder(only_choice):
+    """In the words of today's ``anlage evaluate``."""
+    chosen_by = PROVENANCE["watched"]["cases"]
+    cases = chosen_by if only_choice else [*chosen_by, *TEST_CASES]
+    verdict = seen_in_pretraining(PROVENANCE, cases, is_grouped=True)
+    assert verdict.chosen_by == sorted(chosen_by)
+    assert f"\n- {leakage_note(verdict)}\n" in CARD
+
+
 def test_links_of_the_card_lead_somewhere():
     for target in re.findall(r"\]\((?!https?:)([^)#]+)", CARD):
         assert (FOLDER / target).exists(), target
@@ -124,6 +136,7 @@ def test_slides_are_embedded_and_tiles_judged_by_name(tmp_path, monkeypatch):
         "crohn-colonoscopic-biopsy",
         "glycogenstorage",
     ]
+    assert result.leakage.chosen_by == result.leakage.seen
     assert "erosion" not in result.leakage.seen
 
 

@@ -1,4 +1,5 @@
 from anlage.evaluation.leakage import seen_in_pretraining
+from anlage.evaluation.notes import leakage_note
 
 
 def test_seen_cases_are_named() -> None:
@@ -6,6 +7,18 @@ def test_seen_cases_are_named() -> None:
         {"patients": ["b", "z", "a"]}, ["a", "b", "c", "a"], is_grouped=True
     )
     assert (verdict.is_known, verdict.n_groups, verdict.seen) == (True, 3, ["a", "b"])
+
+
+def test_cases_whose_labels_chose_the_encoder_are_told_apart() -> None:
+    """One of them was not in pretraining at all."""
+    chosen = {"patients": ["a", "b"], "watched": {"sha256": "0", "cases": ["b", "c"]}}
+    verdict = seen_in_pretraining(chosen, ["a", "b", "c", "d"], is_grouped=True)
+    assert (verdict.seen, verdict.chosen_by) == (["a", "b", "c"], ["b", "c"])
+    told = "3 of 4 cases were seen before, and the labels of 2 of them chose the encoder: a, b, c."
+    assert leakage_note(verdict) == told
+    plain = seen_in_pretraining({"patients": ["a", "b"]}, ["a", "d"], is_grouped=True)
+    assert plain.chosen_by == []
+    assert leakage_note(plain) == "1 of 2 cases were seen (unlabelled) in pretraining: a."
 
 
 def test_not_known_without_patients_or_cases() -> None:

@@ -35,6 +35,11 @@ def leakage_note(leakage: Leakage) -> str:
             "not name the patients of all its slides, or the data names no cases."
         )
     seen = f"{len(leakage.seen)} of {leakage.n_groups} cases were seen (unlabelled) in pretraining"
+    if leakage.chosen_by:
+        seen = (
+            f"{len(leakage.seen)} of {leakage.n_groups} cases were seen before, and the labels of "
+            f"{len(leakage.chosen_by)} of them chose the encoder"
+        )
     return f"{seen}: {', '.join(leakage.seen)}." if leakage.seen else f"{seen}."
 
 

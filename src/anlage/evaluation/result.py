@@ -101,18 +101,20 @@ class Data(_Frozen):
 
 
 class Leakage(_Frozen):
-    """Which cases the encoder saw, without their labels, in pretraining.
+    """Which cases the encoder saw: in pretraining, without their labels, or in its choice.
 
     Attributes:
         is_known: Whether the encoder's provenance names its patients and the data its cases; False
             when none was found but some slide's patient was never named.
         n_groups: Groups tested.
         seen: Names of those that are among the patients.
+        chosen_by: Names of those whose labels chose the encoder, among ``seen``.
     """
 
     is_known: bool
     n_groups: int
     seen: list[str]
+    chosen_by: list[str] = []
 
 
 class EvaluationResult(_Frozen):

@@ -83,7 +83,7 @@ class CaseRow:
         n_tiles: Its tiles; None if not known.
         accuracies: Of each model, 0 to 1.
         differences: Encoder minus each floor.
-        is_seen: Whether it was seen, unlabelled, in pretraining.
+        is_seen: Whether the encoder saw it before.
     """
 
     name: str

@@ -111,9 +111,12 @@ def _leakage_verdicts(result: EvaluationResult | None) -> Iterator[Verdict]:
         text = "Whether tested cases were seen in pretraining is not known."
         yield Verdict(kind="care", text=text)
     elif leakage.seen:
+        how = "seen, without labels, in pretraining"
+        if leakage.chosen_by:
+            how = f"seen before, and the labels of {len(leakage.chosen_by)} chose the encoder"
         text = (
-            f"{len(leakage.seen)} of {leakage.n_groups} tested cases were seen, without labels, in "
-            f"pretraining: {', '.join(leakage.seen)}."
+            f"{len(leakage.seen)} of {leakage.n_groups} tested cases were {how}: "
+            f"{', '.join(leakage.seen)}."
         )
         yield Verdict(kind="care", text=text)
     else:
