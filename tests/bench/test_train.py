@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from itertools import pairwise
+from itertools import islice, pairwise
 from pathlib import Path
 from types import ModuleType
 
@@ -19,15 +19,18 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from anlage.bench.train import measure_training
-from anlage.bench.train_parts import _Stopwatch
+from anlage.bench.train import _random_batches, measure_training
+from anlage.bench.train_parts import _Stopwatch, parts_of_steps
 from anlage.bench.train_report import Parts, TrainReport, TrainSettings
 from anlage.cli.application import app
 from anlage.errors import RecipeError
 from anlage.provenance import machine
 from anlage.recipe import load_recipe
+from anlage.training.flops_rate import peak_tflops
 from anlage.training.plan import plan_of
 from anlage.training.tile_config import TilePretrainConfig
+from anlage.training.train_step import launch_step
+from anlage.training.training_state import fresh_training
 from micro_recipe import MICRO, micro_config
 
 ROOT = Path(__file__).parents[2]
@@ -102,9 +105,9 @@ def slowed(monkeypatch: pytest.MonkeyPatch, owner: object, name: str, seconds: f
 @pytest.mark.parametrize(
     ("owner", "name", "part"),
     [
-        ("anlage.bench.train_parts", "cut_parts", "augment"),
-        ("anlage.bench.train_parts", "clip_gradients", "optimiser"),
-        ("anlage.bench.train_parts", "update_teacher", "optimiser"),
+        ("anlage.training.train_step", "cut_parts", "augment"),
+        ("anlage.training.train_step", "clip_gradients", "optimiser"),
+        ("anlage.training.train_step", "update_teacher", "optimiser"),
         ("anlage.training.step_loss", "dino_loss", "heads"),
         ("anlage.training.lesson", "sinkhorn_bias", "heads"),
     ],
@@ -117,6 +120,24 @@ def test_time_is_given_to_the_part_that_took_it(
     parts = measure_training(settings).parts
     assert getattr(parts, part) >= 0.3
     assert getattr(parts, part) > 0.5 * parts.total
+
+
+def test_steps_taken_apart_are_those_of_a_run(tmp_path: Path) -> None:
+    """The same weights to the last bit, and parts in the order of the step."""
+    told, weights = [], []
+    for apart in (False, True):
+        training = fresh_training(micro_config(), tmp_path, {}, device=torch.device("cpu"))
+        batches = _random_batches(training)
+        if apart:
+            parts_of_steps(training, batches, 2)
+        else:
+            for batch in islice(batches, 2):
+                launch_step(training, batch, begins=told.append).read()
+        assert training.step == 2
+        networks = (training.student, training.teacher)
+        weights.append([p for network in networks for p in network.parameters()])
+    assert told == ["augment", "heads", "optimiser", "rest"] * 2
+    assert all(torch.equal(one, other) for one, other in zip(*weights, strict=True))
 
 
 class _SlowBackward(torch.autograd.Function):
@@ -159,6 +180,45 @@ def test_a_backward_pass_is_given_to_whom_it_is_of(
     parts = measure_training(settings).parts
     assert getattr(parts, part) >= 0.3
     assert getattr(parts, part) > 0.5 * parts.total
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("source", ["tensors", "slides"])
+def test_a_gpu_is_measured(source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By its name and its own memory; the time that it works is given to the parts it works in."""
+    monkeypatch.setenv("ANLAGE_CACHE", str(tmp_path))
+    settings = TrainSettings(overrides=MICRO, steps=3, warm_up=2, device="cuda", source=source)
+    report = measure_training(settings)
+    assert report.device == torch.cuda.get_device_name()
+    assert report.memory.of == "CUDA, allocated by torch"
+    of_weights = 2 * 4 * plan_of(micro_config()).encoder_parameters
+    total = torch.cuda.get_device_properties(0).total_memory
+    assert of_weights < report.memory.n_bytes < total
+    assert (report.data_wait_share is None) is (source == "tensors")
+    assert (report.mfu is None) is (peak_tflops(report.device) is None)
+    assert len(report.step_s) == 3
+    for name in Parts.__dataclass_fields__:
+        assert getattr(report.parts, name) > 0, name
+
+
+@pytest.mark.gpu
+def test_the_stopwatch_waits_for_the_gpu() -> None:
+    """Work that was only asked for is not yet done; its time is that of the part that asked."""
+    device = torch.device("cuda")
+    matrix = torch.randn(4096, 4096, device=device)
+    (matrix @ matrix).sum().item()  # warm
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    watch = _Stopwatch(device)
+    watch.turn("student")
+    begin.record()
+    for _ in range(50):
+        matrix @ matrix
+    end.record()
+    watch.turn("heads")
+    watch.turn("rest")
+    worked_s = begin.elapsed_time(end) / 1e3
+    assert watch.spent_s["student"] >= 0.9 * worked_s
+    assert watch.spent_s["heads"] < 0.5 * worked_s
 
 
 def test_json_holds_all_of_it(report: TrainReport) -> None:

@@ -14,18 +14,14 @@ from torch import Tensor, nn
 from anlage.bench.train_report import Parts
 from anlage.models.vit import TokenOutput
 from anlage.tiles.stream import TileBatch
-from anlage.training.ema import update_teacher
-from anlage.training.optimizer import clip_gradients
-from anlage.training.passes import run_passes
-from anlage.training.schedule import ramp_value
-from anlage.training.step_views import cut_parts
+from anlage.training.train_step import launch_step
 from anlage.training.training_state import Training
 
 
 def parts_of_steps(training: Training, batches: Iterator[TileBatch], n_steps: int) -> Parts:
     """Take steps apart and time their parts.
 
-    A step is done as a run does it, with nothing said of it. Encoders are told from heads by their
+    A step is done as a run does it, and waited for. Encoders are told from heads by their
     hooks: the time of a pass outside of an encoder, forward or backward, is that of the heads.
 
     Args:
@@ -43,7 +39,8 @@ def parts_of_steps(training: Training, batches: Iterator[TileBatch], n_steps: in
         for _ in range(n_steps):
             watch.turn("data")
             batch = next(batches)
-            _step(training, batch, watch)
+            watch.turn("rest")
+            launch_step(training, batch, begins=watch.turn).read()
         watch.turn("rest")
     return Parts(**{name: watch.spent_s[name] / n_steps for name in Parts.__dataclass_fields__})
 
@@ -63,25 +60,6 @@ class _Stopwatch:
         now = time.perf_counter()
         self.spent_s[before or self._part] += now - self._began  # type: ignore[assignment]
         self._began, self._part = now, part
-
-
-def _step(training: Training, batch: TileBatch, watch: _Stopwatch) -> None:
-    """One optimiser step, as ``launch_step`` takes it."""
-    optimisation = training.config.optimizer
-    watch.turn("augment")
-    training.anchor_teacher()
-    parts = cut_parts(training, batch)
-    watch.turn("rest")
-    training.optimizer.zero_grad(set_to_none=True)
-    watch.turn("heads")
-    run_passes(training, parts)
-    watch.turn("optimiser")
-    clip_gradients(training.student.parts(), max_norm=optimisation.clip_norm)
-    training.optimizer.step()
-    momentum = ramp_value(optimisation.teacher_momentum, training.step, steps=training.config.steps)
-    update_teacher(training.teacher, training.student, momentum=momentum, sound=training.sound)
-    training.step += 1
-    watch.turn("rest")
 
 
 def _hooks(training: Training, watch: _Stopwatch) -> Iterator[Any]:

@@ -5,7 +5,7 @@ Shape suffixes: b tiles of a rank, S edge of a tile.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 
@@ -40,7 +40,17 @@ def train_step(training: Training, batch: TileBatch) -> dict[str, float]:
     return launch_step(training, batch).read()
 
 
-def launch_step(training: Training, batch: TileBatch, *, wants_stop: bool = False) -> PendingStep:
+def _unmarked(_part: str) -> None:
+    """Nobody measures the parts of the step."""
+
+
+def launch_step(
+    training: Training,
+    batch: TileBatch,
+    *,
+    wants_stop: bool = False,
+    begins: Callable[[str], None] = _unmarked,
+) -> PendingStep:
     """Begin one optimiser step; nothing in it waits for the device.
 
     Whether loss and gradient are finite is known to the device alone until the step is read. It
@@ -50,22 +60,28 @@ def launch_step(training: Training, batch: TileBatch, *, wants_stop: bool = Fals
         training: Networks, optimiser and settings; changed in place.
         batch: This rank's uint8 tiles (b, 3, S, S) with their numbers.
         wants_stop: Whether this rank was asked to stop; all ranks are told with the metrics.
+        begins: Told of each part as it begins: ``augment``, ``heads`` (teacher and student are told
+            apart by hooks), ``optimiser``, ``rest``.
 
     Returns:
         The step, to be read after the next one was begun.
     """
     config, step = training.config, training.step
     rates = _set_rates(training)
+    begins("augment")
     training.anchor_teacher()
     parts = cut_parts(training, batch)
+    begins("heads")
     training.optimizer.zero_grad(set_to_none=True)
     loss, lesson = run_passes(training, parts)
+    begins("optimiser")
     norms = clip_gradients(training.student.parts(), max_norm=config.optimizer.clip_norm)
     told = _measures(training, loss, norms, batch, wants_stop=wants_stop)
     _note_soundness(training, told)
     training.optimizer.step()
     momentum = ramp_value(config.optimizer.teacher_momentum, step, steps=config.steps)
     update_teacher(training.teacher, training.student, momentum=momentum, sound=training.sound)
+    begins("rest")
     if lesson is not None:
         told |= _say_of_teacher(training, lesson)
     pending = PendingStep(
