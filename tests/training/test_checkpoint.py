@@ -186,6 +186,45 @@ def test_the_same_step_is_saved_again(tmp_path: Path) -> None:
     assert_same(newest(tmp_path).read_whole(), state_of(1))
 
 
+@pytest.mark.gpu
+def test_a_state_on_a_gpu_is_copied_at_once_and_comes_back(tmp_path: Path) -> None:
+    """Through page-locked memory, which is kept; what changes it next does not reach the file."""
+
+    def on_gpu(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {name: on_gpu(inner) for name, inner in value.items()}
+        return value.cuda()
+
+    state = on_gpu(state_of(1))
+    large = state["student"]["large"] = torch.full((2**24,), 1.0, device="cuda")
+    memory: list[set[int]] = []
+    with CheckpointWriter(tmp_path, keep=2) as writer:
+        for step in (1, 2):
+            large.fill_(step)
+            writer.save(state, step=step, provenance=PROVENANCE)
+            for tensor in flat(state).values():
+                tensor.zero_()  # as the next step would, while the file is being written
+            copies = writer._copies.values()
+            assert all(copy.is_pinned() for copy in copies if copy.numel())
+            memory.append({copy.data_ptr() for copy in copies if copy.numel()})
+            writer.wait()
+            wanted = on_gpu(state_of(1))
+            for name, tensor in flat(state).items():
+                if name in flat(wanted):
+                    tensor.copy_(flat(wanted)[name])
+    assert memory[0] == memory[1]
+    found = newest(tmp_path)
+    read = found.read_whole()
+    assert read["student"].pop("large").unique().tolist() == [2.0]
+    assert_same(read, state_of(1))
+    filled = on_gpu(state_of(3))
+    filled["student"]["large"] = torch.zeros_like(large)
+    found.load_into(filled)
+    assert all(tensor.is_cuda for tensor in flat(filled).values())
+    assert filled["student"].pop("large").unique().tolist() == [2.0]
+    assert_same(filled, on_gpu(state_of(1)))
+
+
 def cut(file: Path) -> None:
     file.write_bytes(file.read_bytes()[:-100])
 
