@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -26,9 +27,13 @@ from anlage.slides.catalogue import Catalogue
 from anlage.tiles.quarantine import ErrorPolicy
 from anlage.tiles.sampling import sampler_from_catalogue
 from anlage.tiles.stream import TileStream
+from anlage.training import checkpoint, distill, start
+from anlage.training.checkpoint_writer import CheckpointWriter
 from anlage.training.ema import update_teacher
 from anlage.training.optimizer import clip_gradients
 from anlage.training.stable_adamw import StableAdamW
+from anlage.training.training_state import fresh_training
+from micro_recipe import micro_config
 
 torch.set_num_threads(1)
 
@@ -155,6 +160,42 @@ def one_quarantine(ranks: Ranks, catalogue: Path, journal: Path) -> None:
         assert torch.equal(part.pixels, batch.pixels[half])
 
 
+def begun_from_another_run(ranks: Ranks, folder: Path) -> None:
+    """Rank 0 hashes the files and the weights; both begin with them, or both refuse them."""
+    source, device = folder / "source", torch.device("cpu")
+    if ranks.is_main:
+        config = micro_config("seed=3")
+        old = fresh_training(config, source, {}, device=device)
+        with CheckpointWriter(source / "checkpoints", keep=1) as writer:
+            made_by = {"config": config.model_dump(mode="json")}
+            writer.save(old.state(), step=1, provenance=made_by)
+    dist.barrier()
+    hashed: list[str] = []
+    with pytest.MonkeyPatch.context() as patch:
+        for owner, name in (
+            *((checkpoint, "facts_of"), (start, "weights_sha256"), (distill, "weights_sha256")),
+        ):
+            plain = getattr(owner, name)
+            patch.setattr(owner, name, lambda x, f=plain: hashed.append(f.__name__) or f(x))
+        for key in ("init", "distill"):
+            hashed.clear()
+            record: dict[str, Any] = {}
+            config = micro_config(f"{key}.run={source}")
+            new = fresh_training(config, folder, record, device=device, ranks=ranks)
+            assert set(hashed) == ({"facts_of", "weights_sha256"} if ranks.is_main else set())
+            told = record["init" if key == "init" else "distilled_from"]
+            assert ranks.objects(told) == [told] * 2
+            network = new.student if key == "init" else new.guide.with_heads
+            weights = torch.cat([t.detach().flatten() for t in network.state_dict().values()])
+            both = ranks.rows(weights[None])
+            assert torch.equal(both[0], both[1])
+            assert key != "init" or told["step"] == 1
+        (source / "checkpoints" / "step-00000001" / "index.json").write_text("{}")
+        dist.barrier()
+        with pytest.raises(CheckpointError, match="every checkpoint is damaged"):
+            start.networks_of_run(source, ranks=ranks)
+
+
 def main() -> None:
     catalogue, folder = Path(sys.argv[1]), Path(sys.argv[2])
     with process_group("cpu", timeout_s=60) as ranks:
@@ -165,6 +206,7 @@ def main() -> None:
         balanced_targets(ranks)
         sharded_steps(ranks)
         one_quarantine(ranks, catalogue, folder / "quarantine.jsonl")
+        begun_from_another_run(ranks, folder)
         dist.barrier()
         sys.stdout.write("all equal")
 

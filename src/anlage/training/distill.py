@@ -15,6 +15,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
+from anlage.distributed import ALONE, Ranks
 from anlage.encoders.folder import load_encoder
 from anlage.encoders.tile_encoder import weights_sha256
 from anlage.errors import CheckpointError, EncoderError
@@ -73,8 +74,12 @@ class Guide:
         )
 
 
-def guide_of(config: TilePretrainConfig) -> Guide | None:
+def guide_of(config: TilePretrainConfig, *, ranks: Ranks = ALONE) -> Guide | None:
     """The frozen teacher that a recipe names; None without one.
+
+    Args:
+        config: The recipe.
+        ranks: The processes that learn from it; each calls this.
 
     Raises:
         CheckpointError: If the run named has no checkpoint, or other prototypes than the recipe.
@@ -84,14 +89,14 @@ def guide_of(config: TilePretrainConfig) -> Guide | None:
     if named is None:
         return None
     if named.run is not None:
-        network, provenance = load_teacher(Path(named.run))
+        network, provenance = load_teacher(Path(named.run), ranks=ranks)
         _refuse_other_prototypes(Path(named.run), network, config)
         made_with = provenance["config"]
         source = {
             "source": named.run,
             "kind": "run",
             "step": provenance["step"],
-            "sha256": weights_sha256(network.state_dict()),
+            "sha256": ranks.from_main(lambda: weights_sha256(network.state_dict())),
         }
         mean, std = (_channels(made_with.get(k, getattr(config, k))) for k in ("mean", "std"))
         return Guide(network.encoder, network, mean, std, source)

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from anlage.distributed import ALONE, Ranks
 from anlage.encoders.starting_weights import starting_weights
 from anlage.encoders.tile_encoder import weights_sha256
 from anlage.errors import CheckpointError
@@ -28,6 +29,7 @@ def start_from(
     *,
     config: TilePretrainConfig,
     record: dict[str, Any],
+    ranks: Ranks = ALONE,
 ) -> dict[str, Tensor]:
     """Give networks the weights that a recipe names.
 
@@ -36,6 +38,7 @@ def start_from(
         networks: Student and teacher, changed in place.
         config: The recipe.
         record: Gains ``init``: source, kind and checksum.
+        ranks: The processes that begin together; each calls this.
 
     Returns:
         Centres of the teacher's logits to go on with; empty where there are none.
@@ -52,7 +55,7 @@ def start_from(
             network.encoder.load_state_dict(found.weights)
         record["init"] = {**found.provenance, "notes": list(found.notes)}
     elif init.run is not None:
-        state, provenance = networks_of_run(Path(init.run))
+        state, provenance = networks_of_run(Path(init.run), ranks=ranks)
         refuse_other_networks(Path(init.run), provenance["config"], config)
         for network, name in zip(networks, ("student", "teacher"), strict=True):
             _load(network, state.get(name) or state["teacher"], Path(init.run))
@@ -61,19 +64,27 @@ def start_from(
             "source": init.run,
             "kind": "run",
             "step": provenance["step"],
-            "sha256": weights_sha256(weights),
+            "sha256": ranks.from_main(lambda: weights_sha256(weights)),
         }
         return dict(state["centers"])
     return {}
 
 
-def networks_of_run(run_dir: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+def networks_of_run(
+    run_dir: Path, *, ranks: Ranks = ALONE
+) -> tuple[dict[str, Any], dict[str, Any]]:
     """Networks in a run's newest checkpoint, and its provenance with its step.
+
+    Rank 0 looks for the newest that is whole and tells the others; each reads the networks.
+
+    Args:
+        run_dir: The run's folder.
+        ranks: The processes that read them; each calls this.
 
     Raises:
         CheckpointError: If there is none.
     """
-    newest = newest_checkpoint(run_dir / "checkpoints")
+    newest = newest_checkpoint(run_dir / "checkpoints", ranks=ranks)
     if newest is None:
         msg = (
             "has no checkpoint. Name the folder of a run with --set distill.run=RUN or "
@@ -121,13 +132,17 @@ def _as_weights_see(name: str, value: object) -> object:
     return value is not None if name == "layer_scale" else value
 
 
-def load_teacher(run_dir: Path) -> tuple[EncoderWithHeads, dict[str, Any]]:
+def load_teacher(run_dir: Path, *, ranks: Ranks = ALONE) -> tuple[EncoderWithHeads, dict[str, Any]]:
     """The teacher of another run with its heads, frozen, and its provenance.
+
+    Args:
+        run_dir: The run's folder.
+        ranks: The processes that load it; each calls this.
 
     Raises:
         CheckpointError: If there is no checkpoint, or its networks are not described.
     """
-    state, provenance = networks_of_run(run_dir)
+    state, provenance = networks_of_run(run_dir, ranks=ranks)
     made_with = provenance["config"]
     patch_head = made_with.get("patch_head")
     network = EncoderWithHeads(

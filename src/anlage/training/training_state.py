@@ -190,7 +190,8 @@ def fresh_training(
     """
     layout = Layout.of(config.engine, ranks, device)
     with torch.random.fork_rng(devices=[]):
-        guide = guide_of(config)  # before the seed: the student does not depend on its teacher
+        # before the seed: the student does not depend on its teacher
+        guide = guide_of(config, ranks=ranks)
         torch.manual_seed(config.seed)
         student: EncoderWithHeads | Pupil = (
             Pupil(config.model, target_width=guide.width)
@@ -203,7 +204,8 @@ def fresh_training(
         "patch": torch.zeros((config.patch_head or config.head).n_prototypes),
     }
     if not is_restored:
-        centers |= start_from(config.init, (student, teacher), config=config, record=record)
+        both = (student, teacher)
+        centers |= start_from(config.init, both, config=config, record=record, ranks=ranks)
     if guide is not None:
         record["distilled_from"] = guide.provenance
         guide = guide.to(device)
