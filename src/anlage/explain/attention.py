@@ -1,20 +1,17 @@
 """Where a transformer's class token looks: one map a head over the patches of an image.
 
-Shape suffixes: B images, 3 channels, H heads, T packed tokens, S tokens of an image, E width of a
-head; maps are (B, H, rows, columns).
+Shape suffixes: B images, 3 channels, H heads, S tokens of an image, E width of a head; maps are
+(B, H, rows, columns).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from anlage.models.layers.attention import SelfAttention
-from anlage.models.layers.packing import SequenceShape, unpack
+from anlage.explain.noted_pass import NotedAttention, noted_pass
 from anlage.models.vit import VisionTransformer
 
 
@@ -42,52 +39,14 @@ def attention_maps(model: VisionTransformer, image_B3HW: Tensor, *, block: int =
     Source: Caron et al. 2021, DINO, arXiv:2104.14294, section 4.2.2; Chen et al. 2024, UNI,
         arXiv:2308.15474 (maps of the last block at 448 to 1,344 px).
     """
-    attention = _attention_of(model, block)
-    seen: list[tuple[Tensor, Sequence[SequenceShape]]] = []
-
-    def note(_: nn.Module, given: tuple[Any, ...]) -> None:
-        seen.append((given[0], given[1]))
-
-    hook = attention.register_forward_pre_hook(note)
-    try:
-        with torch.inference_mode():
-            model.embed(image_B3HW)
-    finally:
-        hook.remove()
-    with torch.inference_mode():
-        share_BHS = _class_shares(attention, *seen[0])
-    first_patch = 1 + model.n_registers
-    rows, columns = (edge // model.patch_px for edge in image_B3HW.shape[2:])
-    return share_BHS[..., first_patch:].reshape(*share_BHS.shape[:2], rows, columns).clone()
+    noted = noted_pass(model, image_B3HW, blocks=[block], who="attention_maps")
+    share_BHN = class_attention(noted.layers[0])[..., 1 + model.n_registers :]
+    return share_BHN.unflatten(-1, noted.grid)
 
 
-def _attention_of(model: VisionTransformer, block: int) -> SelfAttention:
-    if model.training:
-        msg = (
-            "attention_maps: needs a model in evaluation mode; got one in training, which drops "
-            "images from a block. Call model.eval() first."
-        )
-        raise ValueError(msg)
-    depth = len(model.blocks)
-    if not -depth <= block < depth:
-        msg = (
-            f"attention_maps: block needs to be {-depth} to {depth - 1}; got {block}. "
-            "The last block is -1."
-        )
-        raise ValueError(msg)
-    attention = model.blocks[block].attn
-    assert isinstance(attention, SelfAttention)
-    return attention
-
-
-def _class_shares(
-    attention: SelfAttention, tokens_TD: Tensor, shapes: Sequence[SequenceShape]
-) -> Tensor:
-    """(B, H, S) float32 softmax of the class token's scores."""
-    (qkv_BS3HE,) = unpack(
-        attention.qkv(tokens_TD).unflatten(-1, (3, attention.n_heads, -1)), shapes
-    )
-    query_BHE = attention.q_norm(qkv_BS3HE[:, 0, 0]).float()
-    key_BSHE = attention.k_norm(qkv_BS3HE[:, :, 1]).float()
-    score_BHS = torch.einsum("bhe,bshe->bhs", query_BHE, key_BSHE)
-    return (score_BHS / math.sqrt(query_BHE.shape[-1])).softmax(dim=-1)
+def class_attention(layer: NotedAttention) -> Tensor:
+    """The class token's row of a layer's attention: (B, H, S) float32, each row sums to 1."""
+    query_BHSE, key_BHSE = layer.query_and_key()
+    score_BHS = torch.einsum("bhe,bhse->bhs", query_BHSE[:, :, 0], key_BHSE)
+    share_BHS = (score_BHS / math.sqrt(query_BHSE.shape[-1])).softmax(dim=-1)
+    return share_BHS.clone()  # an ordinary tensor
