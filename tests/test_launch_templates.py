@@ -188,6 +188,25 @@ def test_what_a_pod_runs_saves_when_it_is_evicted(tmp_path: Path, slides: Path) 
     assert [pod.returncode] == ignored, said
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("nothing_is_left")
+def test_a_signal_before_the_first_step_is_not_forgotten(tmp_path: Path, slides: Path) -> None:
+    """Ranks that still load what they need do not hear of signals; they stop after one step."""
+    run = tmp_path / "run"
+    given = around() | {"SLIDES": str(slides), "RUN": str(run), "RANKS": "1"}
+    job = start(LAUNCH / "torchrun.sh", given, *options())
+    until = time.monotonic() + PATIENCE_S
+    while not psutil.Process(job.pid).children(recursive=True):
+        assert time.monotonic() < until
+        time.sleep(0.05)
+    time.sleep(0.2)
+    job.send_signal(signal.SIGTERM)
+    said, _ = job.communicate(timeout=PATIENCE_S)
+    assert job.returncode == 130, said
+    assert 1 <= len(steps_of(run)) < N_STEPS
+    assert list((run / "checkpoints").glob("step-*.json"))
+
+
 @pytest.mark.parametrize(
     ("ends_with", "in_an_array", "expected", "is_requeued"),
     [

@@ -30,7 +30,8 @@ fi
 
 # torchrun would kill its ranks 30 s after a signal. It is kept from hearing of them, and its ranks
 # are told here; they save, and torchrun ends when they have. What is ignored now is ignored by the
-# ranks too until they begin to train, and when they are told a second time.
+# ranks too until they begin to train, and when they are told once more: they are told until they
+# end.
 trap '' TERM USR1 INT HUP
 # "--" ends torchrun's own options, for which it would take --run.
 torchrun "${meet[@]}" --nproc-per-node "$RANKS" --signals-to-handle SIGQUIT \
@@ -40,9 +41,17 @@ agent=$!
 
 stopped=0
 stop() {
+    [ "$stopped" = 0 ] || return 0
     stopped=1
-    # shellcheck disable=SC2046  # one word for each process
-    kill -USR1 $(cat "/proc/$agent"/task/*/children 2>/dev/null) 2>/dev/null || true
+    tell >/dev/null 2>&1 &
+}
+tell() {
+    trap '' TERM USR1 INT HUP
+    while kill -0 "$agent"; do
+        # shellcheck disable=SC2046  # one word for each process
+        kill -USR1 $(cat "/proc/$agent"/task/*/children) || true
+        sleep 1
+    done
 }
 trap stop TERM USR1 INT HUP
 
