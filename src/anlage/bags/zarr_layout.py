@@ -35,6 +35,7 @@ from anlage.errors import BagError
 MARKER = "zarr.json"
 SHARD, COORDS = "features/c/0/0", "coords/c/0/0"
 CHUNK_ROWS = 512  # of width 1,536: 1.5 MB a chunk
+CUT_SHORT = "its shard is cut short or was changed. Delete it and embed the slide again."
 LITTLE_ENDIAN = {"name": "bytes", "configuration": {"endian": "little"}}
 Json = dict[str, Any]
 
@@ -113,11 +114,16 @@ def n_chunks(n_tiles: int) -> int:
 
 def _shard(features: NDArray[Any]) -> bytes:
     n_tiles, width = features.shape
-    count, chunk_bytes = n_chunks(n_tiles), chunk_rows(n_tiles) * width * 2
     data = np.ascontiguousarray(features, "<f2").tobytes()
-    padding = bytes(count * chunk_bytes - len(data))
+    start, end = shard_end(n_tiles, width)
+    return b"".join([data, bytes(start - len(data)), end])
+
+
+def shard_end(n_tiles: int, width: int) -> tuple[int, bytes]:
+    """Where the index of a shard begins, and all bytes from there."""
+    count, chunk_bytes = n_chunks(n_tiles), chunk_rows(n_tiles) * width * 2
     index = b"".join(struct.pack("<QQ", i * chunk_bytes, chunk_bytes) for i in range(count))
-    return b"".join([data, padding, index, struct.pack("<I", crc32c(index))])
+    return count * chunk_bytes, index + struct.pack("<I", crc32c(index))
 
 
 def parse_marker(place: str | Path, text: bytes) -> tuple[Json, int, int]:
@@ -162,12 +168,9 @@ def parse_shard(place: str | Path, data: bytes, n_tiles: int, width: int) -> NDA
     Raises:
         BagError: If it is cut short, or its index is not what it was written with.
     """
-    count, chunk_bytes = n_chunks(n_tiles), chunk_rows(n_tiles) * width * 2
-    index = b"".join(struct.pack("<QQ", i * chunk_bytes, chunk_bytes) for i in range(count))
-    end = index + struct.pack("<I", crc32c(index))
-    if len(data) != count * chunk_bytes + len(end) or bytes(data[-len(end) :]) != end:
-        msg = "its shard is cut short or was changed. Delete it and embed the slide again."
-        raise BagError(place, msg)
+    start, end = shard_end(n_tiles, width)
+    if data[start:] != end:
+        raise BagError(place, CUT_SHORT)
     values = np.frombuffer(data, "<f2", count=n_tiles * width)
     return values.reshape(n_tiles, width).astype(np.float16)
 

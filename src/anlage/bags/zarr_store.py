@@ -23,12 +23,14 @@ from numpy.typing import NDArray
 from anlage.bags.bag import Bag, BagHeader
 from anlage.bags.zarr_layout import (
     COORDS,
+    CUT_SHORT,
     MARKER,
     SHARD,
     header_of,
     parse_coords,
     parse_marker,
     parse_shard,
+    shard_end,
     zarr_objects,
 )
 from anlage.errors import BagError, SlideError
@@ -163,11 +165,14 @@ def zarr_blocks(place: str, header: BagHeader, n_rows: int) -> Iterator[NDArray[
     if n_tiles == 0:
         return
     read = _ranges(place)
+    start, end = shard_end(n_tiles, width)
+    if read(start, len(end)) != end:
+        raise BagError(place, CUT_SHORT)
     for first in range(0, n_tiles, n_rows):
         count = min(n_rows, n_tiles - first)
         data = read(first * width * 2, count * width * 2)
         if len(data) != count * width * 2:
-            raise BagError(place, "its shard is cut short. Delete it and embed the slide again.")
+            raise BagError(place, CUT_SHORT)
         yield np.frombuffer(data, "<f2").reshape(count, width).astype(np.float16)
 
 
