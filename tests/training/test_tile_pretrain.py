@@ -187,6 +187,30 @@ def test_kill_nine_between_checkpoints_and_resume_is_bit_identical(
     assert_same_run(straight, run)
 
 
+def test_metrics_are_on_disk_before_the_checkpoint_of_their_steps_is_there(
+    catalogue: Catalogue, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a machine that loses its power leaves a checkpoint whose run lacks rows."""
+    put, synced = os.fsync, []
+
+    def fsync(handle: int) -> None:
+        file = Path(f"/proc/self/fd/{handle}").readlink()
+        synced.append((file.name, file.read_text() if file.suffix == ".jsonl" else ""))
+        put(handle)
+
+    run = tmp_path / "run"
+    monkeypatch.setattr(os, "fsync", fsync)
+    pretrain_tiles(micro_config("steps=5", "checkpoint_every=2"), catalogue, run, device="cpu")
+    names = [name for name, _ in synced]
+    begun = next(i for i, name in enumerate(names) if name.startswith(".metrics.jsonl."))
+    assert names[begun + 1] == "run"  # the file's name itself
+    for step in (2, 4, 5):
+        described = next(i for i, n in enumerate(names) if n.startswith(f".step-{step:08d}.json."))
+        rows = [text for name, text in synced[:described] if name == "metrics.jsonl"]
+        assert rows[-1].count("\n") >= step
+        assert rows[-1].endswith("\n")
+
+
 def test_a_run_has_one_writer(straight: Path, catalogue: Catalogue, tmp_path: Path) -> None:
     run = tmp_path / "run"
     shutil.copytree(straight, run)

@@ -21,6 +21,8 @@ LOGGER = logging.getLogger(__name__)
 class MetricsLog:
     """Appends the metrics of every step to ``metrics.jsonl``, flushed line by line.
 
+    A killed process leaves all of them; a machine that loses its power, those before ``sync``.
+
     A resumed run first drops the lines of steps that will be done again, so a step stands in the
     file once. TensorBoard gets the same where it is installed, and so do the trackers named; their
     failures never reach the training.
@@ -61,6 +63,15 @@ class MetricsLog:
         self._file.flush()
         self._trackers.log(step, values)
 
+    def sync(self) -> None:
+        """Put all rows on disk: before a checkpoint says that their steps are done.
+
+        Raises:
+            OSError: If the system does not let it.
+        """
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
     def image(self, step: int, name: str, path: Path) -> None:
         """Hand a picture of a step, a PNG, to the trackers; call it before the next step's row."""
         self._trackers.image(step, name, path)
@@ -73,23 +84,26 @@ class MetricsLog:
     ) -> None:
         try:
             with closing(self._trackers), self._file:
-                self._file.flush()
-                os.fsync(self._file.fileno())
+                self.sync()
         except OSError as fault:
             if error is None:
                 raise
             LOGGER.warning("%s could not be written to its end: %s", self.path, fault)
 
     def _keep_steps_before(self, first_step: int) -> None:
-        if self.path.exists():
-            rows = [row for row in read_metrics(self.path) if row["step"] < first_step]
-            write_text_whole(self.path, "".join(json.dumps(row) + "\n" for row in rows))
+        """Write the file anew, empty where there is none yet: its name is on disk then, too."""
+        rows = read_metrics(self.path) if self.path.exists() else []
+        kept = [json.dumps(row) + "\n" for row in rows if row["step"] < first_step]
+        write_text_whole(self.path, "".join(kept))
 
 
 class SilentLog:
     """In place of ``MetricsLog`` on all ranks but the first: they write nothing."""
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
+        """Nothing."""
+
+    def sync(self) -> None:
         """Nothing."""
 
     def image(self, step: int, name: str, path: Path) -> None:

@@ -205,6 +205,7 @@ def _train(
             if stops or watch.is_over:
                 report.catch_up()
             if saves or stops or watch.is_over:
+                log.sync()
                 save_run(training, writer)
                 meters.begin_step()
             if stops or watch.is_over:
