@@ -1,4 +1,7 @@
-"""A run in which one tile of the second rank becomes NaN; every rank has to stop and say so."""
+"""A run in which one tile of the second rank becomes NaN; every rank has to stop and say so.
+
+``RUN/student.pt`` holds the student's weights then, whole.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ import torch
 from anlage.distributed import process_group
 from anlage.errors import TrainingError
 from anlage.training import step_views, tile_pretrain
+from anlage.training.parallel import whole
 from micro_recipe import micro_config
 
 torch.set_num_threads(1)
@@ -41,6 +45,9 @@ def main() -> None:
             tile_pretrain.pretrain_tiles(config, catalogue, run, device="cpu", ranks=ranks)
         except TrainingError as error:
             sys.stdout.write(str(error))
+        student = {n: whole(t.detach()) for n, t in training["state"].student.state_dict().items()}
+        if ranks.is_main:
+            torch.save(student, run / "student.pt")
         pairs = zip(training["before"], training["state"].student.parameters(), strict=True)
         assert all(torch.equal(before, now.detach()) for before, now in pairs)
 

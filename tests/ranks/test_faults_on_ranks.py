@@ -9,11 +9,16 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
+from replayed_step import batch_of, replayed
 from two_ranks import run, start
 
+from anlage.errors import TrainingError
 from anlage.slides.catalogue import Catalogue
+from anlage.training import step_views
 from anlage.training.log import read_metrics
 from anlage.training.replay import load_replay
+from anlage.training.train_step import train_step
 from micro_recipe import MICRO
 
 HERE = Path(__file__).parent
@@ -23,18 +28,43 @@ MANY = ("steps=400", "checkpoint_every=4", "tiles.split=null")
 @pytest.mark.slow
 @pytest.mark.parametrize("engine", ["ddp", "fsdp2"])
 def test_nan_on_one_rank_stops_both_before_the_weights(
-    catalogue: Catalogue, tmp_path: Path, engine: str
+    catalogue: Catalogue, tmp_path: Path, engine: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The message of each names the tile, which only one of them has."""
-    command = [str(HERE / "nan_on_a_rank.py"), str(catalogue.path), str(tmp_path / "run")]
+    """The message of each names the tile, which only one of them has; one process replays it."""
+    nan_run = tmp_path / "run"
+    command = [str(HERE / "nan_on_a_rank.py"), str(catalogue.path), str(nan_run)]
     for said in run([*command, f"engine.kind={engine}"]):
         assert "the loss is not finite at step 2" in said
         assert "g=10" in said
         assert "g=8," not in said
-    replay = load_replay(tmp_path / "run" / "non_finite" / "step-00000002-rank-1")
-    assert replay.tensors["g"].tolist() == [10, 11]
-    assert (replay.state is None) is (engine == "fsdp2")
-    assert len(read_metrics(tmp_path / "run" / "metrics.jsonl")) == 2
+        assert "is saved for replay" in said
+    assert len(read_metrics(nan_run / "metrics.jsonl")) == 2
+    replays = [load_replay(nan_run / "non_finite" / f"step-00000002-rank-{r}") for r in (0, 1)]
+    assert [replay.tensors["g"].tolist() for replay in replays] == [[8, 9], [10, 11]]
+    student = torch.load(nan_run / "student.pt")
+    for replay in replays:
+        assert replay.state["student"].keys() == student.keys()
+        assert all(torch.equal(t, replay.state["student"][n]) for n, t in student.items())
+
+    training, batch = replayed(nan_run, replays[1], tmp_path / "again"), batch_of(replays[1])
+    with monkeypatch.context() as patch:
+        poison(patch)
+        with pytest.raises(TrainingError, match=r"not finite at step 2.* First: .*g=10"):
+            train_step(training, batch)
+    fine = replayed(nan_run, replays[0], tmp_path / "fine")
+    assert train_step(fine, batch_of(replays[0]))["loss"] < 100
+
+
+def poison(patch: pytest.MonkeyPatch) -> None:
+    """What the tile's rank did to it."""
+    cut = step_views.views
+
+    def poisoned(pixels, g, *, spec, seed):
+        made = cut(pixels, g, spec=spec, seed=seed)
+        made.local_crops[0] = float("nan")
+        return made
+
+    patch.setattr(step_views, "views", poisoned)
 
 
 def begun(catalogue: Catalogue, folder: Path, *more: str) -> list[subprocess.Popen[str]]:

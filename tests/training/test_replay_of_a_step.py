@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-import json
-from collections import Counter
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
+from replayed_step import batch_of, replayed
 from same_run import before_steps
 
 from anlage.errors import TrainingError
 from anlage.slides.catalogue import Catalogue
-from anlage.tiles.sampling import TileRequest, TileWindow
 from anlage.tiles.stream import TileBatch
 from anlage.training import pending_step, train_step, training_state
-from anlage.training.compiled import compile_blocks
-from anlage.training.replay import Replay, load_replay
-from anlage.training.tile_config import TilePretrainConfig
+from anlage.training.compiled import compile_parts
+from anlage.training.replay import load_replay
 from anlage.training.tile_pretrain import pretrain_tiles
-from anlage.training.training_state import Training, fresh_training
+from anlage.training.training_state import Training
 from micro_recipe import micro_config
 
 STEP = 3
@@ -33,32 +29,6 @@ def overflow(training: Training, _: TileBatch) -> None:
     if training.step == STEP:
         with torch.no_grad():
             training.student.encoder.blocks[1].mlp.fc2.weight.fill_(3e38)
-
-
-def replayed(run: Path, replay: Replay, again_in: Path) -> Training:
-    """The run as it was before the step, from ``run.json`` and the replay."""
-    record = json.loads((run / "run.json").read_text(encoding="utf-8"))
-    config = TilePretrainConfig.model_validate(record["config"])
-    assert replay.state is not None
-    training = fresh_training(
-        config, again_in, record, device=torch.device("cpu"), is_restored=True
-    )
-    training.take_over(replay.step, replay.state)
-    return training
-
-
-def batch_of(replay: Replay) -> TileBatch:
-    assert replay.tensors is not None
-    return TileBatch(
-        g=replay.tensors["g"].numpy().astype(np.int64),
-        pixels=replay.tensors["pixels"],
-        requests=[
-            TileRequest(**tile | {"views": tuple(TileWindow(**view) for view in tile["views"])})
-            for tile in replay.facts["tiles"]
-        ],
-        n_read_errors=0,
-        rejected=Counter(),
-    )
 
 
 @pytest.mark.parametrize(
@@ -75,8 +45,8 @@ def test_it_fails_again_in_the_same_place(
     catalogue: Catalogue, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, overrides
 ) -> None:
     run, again = tmp_path / "run", tmp_path / "again"
-    eagerly = partial(compile_blocks, backend="eager")
-    monkeypatch.setattr(training_state, "compile_blocks", eagerly)
+    eagerly = partial(compile_parts, backend="eager")
+    monkeypatch.setattr(training_state, "compile_parts", eagerly)
     with monkeypatch.context() as patch:
         before_steps(patch, overflow)
         with pytest.raises(TrainingError, match=f"not finite at step {STEP}"):

@@ -114,7 +114,6 @@ class PendingStep:
         saved = save_replay(
             training.run_dir,
             step=self.step,
-            rank=None if training.ranks.is_alone else training.ranks.rank,
             tensors={"pixels": self.batch.pixels, "g": torch.as_tensor(self.batch.g)},
             facts={
                 "terms": terms,
@@ -122,7 +121,9 @@ class PendingStep:
                 "finding": finding,
                 "tiles": self.batch.requests,
             },
-            state=None if training.layout.is_sharded else training.state(),
+            state=training.state(),
+            ranks=training.ranks,
+            is_sharded=training.layout.is_sharded,
         )
         first = "" if finding is None else f" First: {finding}."
         named = tile_names(self.batch, guilty or None)

@@ -8,19 +8,23 @@ import logging
 import math
 import pickle
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
+from anlage.distributed import ALONE, Ranks
 from anlage.errors import CheckpointError
 from anlage.files import replace_whole, write_json_whole
 from anlage.provenance import versions
+from anlage.training.checkpoint import newest_checkpoint
+from anlage.training.checkpoint_writer import CheckpointWriter
 
 LOGGER = logging.getLogger(__name__)
 FORMAT = "replay/1"
@@ -56,7 +60,8 @@ class Replay:
             ``inf`` and ``-inf``.
         versions: Versions of Python, anlage, torch and numpy that ran it.
         tensors: The batch, contiguous, on the CPU; None if it could not be saved.
-        state: Networks, optimiser and the rest, on the CPU; None if it could not be saved.
+        state: Networks, optimiser and the rest, whole and on the CPU, however many ranks saved
+            them; None if it could not be saved.
     """
 
     step: int
@@ -72,13 +77,16 @@ def save_replay(
     step: int,
     tensors: Mapping[str, Tensor],
     facts: Mapping[str, Any],
-    state: Mapping[str, Any] | None,
-    rank: int | None = None,
+    state: Mapping[str, Any],
+    ranks: Ranks = ALONE,
+    is_sharded: bool = False,
 ) -> SavedReplay:
     """Write the step that went wrong to ``RUN/non_finite/step-00000123``, as far as that goes.
 
     Facts come first, then the batch, then the state, so that a full disk costs the largest. No
-    fault in saving is raised: the error that led here is the one to be told.
+    fault in saving is raised: the error that led here is the one to be told. Each of several ranks
+    has a folder of its own, ``step-00000123-rank-1``; a sharded state lies beside them, once, as a
+    checkpoint in ``step-00000123-state`` that each rank writes its shards of.
 
     Args:
         run_dir: The run's folder.
@@ -86,22 +94,24 @@ def save_replay(
         tensors: The batch by name (``pixels``, ``g``), on any device.
         facts: What is known (terms, tiles, the finding). Tensors become lists, dataclasses
             dicts, numbers that are not finite texts, and anything unknown to JSON its text.
-        state: Nested dicts of tensors and plain values; loaded back with ``weights_only=True``.
-            None where it is sharded: then the newest checkpoint has to do.
-        rank: Which of several processes this is; each has a folder of its own.
+        state: Nested dicts of tensors; loaded back with ``weights_only=True``.
+        ranks: The processes that share the step; each calls this.
+        is_sharded: Whether each of them holds a part of the state only. They write it together
+            then, and no other collective may be under way.
 
     Returns:
         The folder, and what could not be saved.
     """
-    name = f"step-{step:08d}" + ("" if rank is None else f"-rank-{rank}")
-    folder = run_dir / "non_finite" / name
+    whole = run_dir / "non_finite" / f"step-{step:08d}"
+    folder = whole if ranks.is_alone else whole.with_name(f"{whole.name}-rank-{ranks.rank}")
     told = {"format": FORMAT, "step": step, "versions": versions(), "facts": _json(facts)}
     writers: dict[str, Callable[[Path], Any]] = {
         FACTS: lambda path: write_json_whole(path, told),
         TENSORS: lambda path: _write_tensors(path, tensors),
+        STATE: partial(_write_state, state=state),
     }
-    if state is not None:
-        writers[STATE] = partial(_write_state, state=state)
+    if is_sharded:
+        writers[STATE] = lambda path: _write_shards(_shards(path.parent), step, state, ranks)
     faults: dict[str, str] = {}
     for name, write in writers.items():
         try:
@@ -139,7 +149,7 @@ def load_replay(folder: Path) -> Replay:
         facts=told["facts"],
         versions=told["versions"],
         tensors=_read(folder / TENSORS, load_file),
-        state=_read(folder / STATE, _read_state),
+        state=_read(folder / STATE, _read_state) or _read_shards(_shards(folder)),
     )
 
 
@@ -153,6 +163,27 @@ def _write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
 def _write_state(path: Path, state: Mapping[str, Any]) -> None:
     with replace_whole(path) as beside, beside.open("wb") as file:
         torch.save(dict(state), file)
+
+
+def _shards(folder: Path) -> Path:
+    """Where the state lies that ranks saved together, from the folder of one of them."""
+    return folder.with_name(folder.name.partition("-rank-")[0] + "-state")
+
+
+def _write_shards(folder: Path, step: int, state: Mapping[str, Any], ranks: Ranks) -> None:
+    """Write a state together, through the group of the loop.
+
+    In the one of the background a checkpoint of the run may still be under way.
+    """
+    loop = replace(ranks, background=dist.group.WORLD)
+    with CheckpointWriter(folder, keep=1, ranks=loop) as writer:
+        writer.save(state, step=step, provenance={})
+
+
+def _read_shards(folder: Path) -> dict[str, Any] | None:
+    """A state that ranks saved together; None if they did not."""
+    saved = newest_checkpoint(folder)
+    return None if saved is None else saved.read_whole()
 
 
 def _read_state(path: Path) -> dict[str, Any]:
