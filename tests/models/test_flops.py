@@ -17,6 +17,7 @@ from anlage.models.flops import (
     forward_flops,
     head_flops,
     parameter_count,
+    recomputed_bytes,
     step_flops,
 )
 from anlage.models.projection_head import ProjectionHead
@@ -225,6 +226,24 @@ def test_running_whole_blocks_again_keeps_what_autograd_keeps(
     few, many = inputs[0] + sum(n_bytes[:depth]), inputs[1] + sum(n_bytes[depth:])
     found = activation_bytes(architecture, edge_px=64, **settings)
     assert found == pytest.approx((many - few) / 4, rel=0.01)
+
+
+@pytest.mark.parametrize("mixed_precision", [False, True])
+@pytest.mark.parametrize("other", [*VARIANTS.values(), {"stochastic_depth": 0.25}])
+def test_a_block_that_runs_again_makes_what_autograd_keeps_of_it(
+    other: dict[str, Any], mixed_precision: bool
+) -> None:
+    """Of two blocks, beside one: what the second adds to a pass in which nothing runs again."""
+    architecture = TINY | {"image_px": 64, "width": 64, "n_heads": 2} | other
+    kept = []
+    for depth in (1, 2):
+        model = VisionTransformer(**architecture | {"depth": depth}).train()
+        few, many = (kept_bytes(model, n, mixed_precision=mixed_precision) for n in (4, 8))
+        kept.append((many - few) / 4)
+    n_tokens = 64 + 1 + architecture.get("n_registers", 0)
+    its_input = 0 if "stochastic_depth" in other else 4 * 64 * n_tokens
+    found = recomputed_bytes(architecture, edge_px=64, mixed_precision=mixed_precision)
+    assert found == pytest.approx(kept[1] - kept[0] - its_input, rel=0.01)
 
 
 @pytest.mark.parametrize(

@@ -152,6 +152,25 @@ def test_recomputing_all_keeps_less() -> None:
         assert stage.recomputed[kind].networks == memory.networks
 
 
+@pytest.mark.parametrize("stochastic_depth", [0.0, 0.5])
+def test_the_block_that_runs_again_is_counted_whole(stochastic_depth: float) -> None:
+    """Of one block as much as where nothing runs again; each further one adds its input."""
+
+    def activations(depth: int) -> tuple[float, float]:
+        sizes = f"model.depth={depth}", f"model.stochastic_depth={stochastic_depth}"
+        found = cost("virchow2", *sizes, gpus=64)
+        (stage,) = found.stages
+        assert found.part_size == 32
+        return stage.memory["ddp"].activations, stage.recomputed["ddp"].activations
+
+    tokens = 32 * (2 * (1 + 4 + 16**2) + 8 * (1 + 4 + 7**2))
+    # float32 input; of both branches the 12 bytes of number and weight of each row that is drawn
+    an_input = tokens * (4 * 1280 + (2 * 12 * 0.5 if stochastic_depth else 0))
+    (plain, one), (_, three) = activations(1), activations(3)
+    assert three - one == pytest.approx(2 * an_input)
+    assert one - plain == pytest.approx(an_input if stochastic_depth else 0)
+
+
 def test_parts_are_as_large_as_the_recipe_takes_them_or_smaller() -> None:
     assert (cost("virchow2", gpus=8).parts, cost("virchow2", gpus=8).part_size) == (16, 32)
     uneven = cost("tiny", "batch_size=40", "accumulate=5", gpus=2)  # 8 at a time; 20 for each GPU

@@ -172,8 +172,8 @@ def activation_bytes(
         edge_px: Edge of the square image, a multiple of the patch's.
         mixed_precision: Whether autocast to bfloat16 or float16 is on.
         recompute: What runs again in the backward pass: ``none``; ``selective``, norms, activations
-            and packing; ``full``, whole blocks, of which the inputs are kept (and what one block at
-            a time makes anew, which is left out).
+            and packing; ``full``, whole blocks, of which the inputs are kept; what one block at a
+            time makes anew comes on top (``recomputed_bytes``).
 
     Returns:
         Bytes for one image; a mean under stochastic depth.
@@ -191,6 +191,33 @@ def activation_bytes(
     )
     last_norm = n_tokens * (4 * model.width + 8)
     return blocks + last_norm + n_patches * _patch_bytes(model, value=value)
+
+
+def recomputed_bytes(
+    architecture: Mapping[str, Any], *, edge_px: int, mixed_precision: bool
+) -> float:
+    """Memory that one image takes in the block that runs again, where whole blocks do.
+
+    It is there while the block's backward pass runs, one block at a time, beside what
+    ``activation_bytes`` counts with ``recompute="full"``; counted in the same way.
+
+    Args:
+        architecture: Keyword arguments of ``VisionTransformer``.
+        edge_px: Edge of the square image, a multiple of the patch's.
+        mixed_precision: Whether autocast to bfloat16 or float16 is on.
+
+    Returns:
+        Bytes for one image; a mean under stochastic depth.
+
+    Raises:
+        ValueError: If ``edge_px`` is not a positive multiple of the patch's edge.
+    """
+    model = _shape(architecture)
+    block, (n_tokens, _) = _first_block(model), _token_counts(model, edge_px=edge_px)
+    made = _block_bytes(block, value=2 if mixed_precision else 4, recompute="none")
+    if not block.stochastic_depth:
+        made -= 4 * model.width  # its input, which was kept; rows that are drawn are a copy
+    return n_tokens * made
 
 
 def _block_bytes(block: Block, *, value: int, recompute: Recompute) -> float:

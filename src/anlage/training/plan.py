@@ -16,6 +16,7 @@ from anlage.models.flops import (
     activation_bytes,
     forward_flops,
     parameter_count,
+    recomputed_bytes,
     step_flops,
 )
 from anlage.models.without_weights import without_weights
@@ -324,20 +325,22 @@ def _memory(
 def kept_of_a_tile(config: TilePretrainConfig, *, n_local: int, recompute: Recompute) -> float:
     """Bytes that the student keeps for the backward pass, for each tile that it sees at a time.
 
+    Where whole blocks run again, what the one at work makes anew is among them.
+
     Args:
         config: The recipe, of the stage in question.
         n_local: Local views of a tile that the student sees.
         recompute: What runs again in the backward pass.
     """
     kept, views = 0.0, config.views
+    model, mixed = config.model.model_dump(), config.precision != "fp32"
     for edge_px, n_views in ((views.global_px, GLOBAL_VIEWS), (views.local_px, n_local)):
         if n_views:
             kept += n_views * activation_bytes(
-                config.model.model_dump(),
-                edge_px=edge_px,
-                mixed_precision=config.precision != "fp32",
-                recompute=recompute,
+                model, edge_px=edge_px, mixed_precision=mixed, recompute=recompute
             )
+            if recompute == "full":
+                kept += n_views * recomputed_bytes(model, edge_px=edge_px, mixed_precision=mixed)
     return kept
 
 
