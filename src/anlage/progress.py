@@ -21,6 +21,7 @@ from rich.progress import (
 LOGGER = logging.getLogger(__name__)
 CONSOLE = Console(stderr=True)  # the one terminal that bars and log lines share
 PLAIN_LINE_EVERY_S = 10.0
+WHOLE = 1e-6  # units
 
 
 class Meter:
@@ -34,14 +35,17 @@ class Meter:
 
     def __init__(self, title: str, *, total: int, unit: str, done: int = 0) -> None:
         self.title, self.unit, self.total = title, unit, total
-        self._done, self._done_at_start = done, done
+        self._done, self._done_at_start = float(done), done
         self._started = self._last_line = time.monotonic()
         self._bar: Progress | None = None
         self._task = TaskID(0)
 
-    def advance(self, count: int = 1, note: str = "") -> None:
-        """Count ``count`` more units as done, with an optional short note (a loss, a name)."""
-        self._done += count
+    def advance(self, count: float = 1, note: str = "") -> None:
+        """Count ``count`` more units as done, with an optional short note (a loss, a name).
+
+        Parts of a unit count for the rate and the time left; what is shown are whole ones.
+        """
+        self._done = _without_dust(self._done + count)
         rate = self._rate()
         if self._bar is not None:
             shown = f"{rate:.2f} {self.unit}/s"
@@ -63,8 +67,13 @@ class Meter:
         """Draw this meter as one line of a live progress display."""
         self._bar = bar
         self._task = bar.add_task(
-            self.title, total=self.total, completed=self._done, rate="", note=""
+            self.title, total=self.total, completed=self._done_at_start, rate="", note=""
         )
+
+
+def _without_dust(count: float) -> float:
+    """A sum of parts that is a whole number but for rounding, as that number."""
+    return round(count) if abs(count - round(count)) < WHOLE else count
 
 
 @contextmanager

@@ -223,19 +223,18 @@ class Catalogue:
             column = self.column(name)
             same = pc.is_null(column) if value is None else pc.equal(column, value)
             keep &= pc.fill_null(same, fill_value=False).to_numpy()
-        chosen = np.flatnonzero(keep)
-        if self._chosen is not None:
-            chosen = self._chosen[chosen]
+        return self.at(np.flatnonzero(keep))
+
+    def at(self, numbers: NDArray[np.int64]) -> Catalogue:
+        """The rows of these numbers, (n,) ascending from 0, as a view of the same file."""
+        chosen = numbers if self._chosen is None else self._chosen[numbers]
         return Catalogue(self.path, self._file, self._masks, ids=self._ids, chosen=chosen)
 
     def spread(self, most: int) -> Catalogue:
         """The rows, or ``most`` of them evenly apart, as a view of the same file."""
         if len(self) <= most:
             return self
-        chosen = np.arange(most, dtype=np.int64) * len(self) // most
-        if self._chosen is not None:
-            chosen = self._chosen[chosen]
-        return Catalogue(self.path, self._file, self._masks, ids=self._ids, chosen=chosen)
+        return self.at(np.arange(most, dtype=np.int64) * len(self) // most)
 
     def location(self, slide_id: str) -> str:
         """Where a slide lies: an absolute path, or a URL."""

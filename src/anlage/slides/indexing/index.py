@@ -134,7 +134,7 @@ def kept_catalogue(output: Path) -> tuple[Catalogue, tuple[Refused, ...]] | None
 
 
 def catalogue_of(
-    slides: str | Path, *, folder: str | Path, keep: bool = False
+    slides: str | Path, *, folder: str | Path, keep: bool = False, tissue: str | None = None
 ) -> tuple[Catalogue, tuple[Refused, ...]]:
     """Open a catalogue, or index a folder, file, glob or URL of slides on the way.
 
@@ -142,22 +142,36 @@ def catalogue_of(
         slides: A catalogue (``.parquet``), or what ``index_slides`` takes.
         folder: Where ``slides.parquet`` is written if slides have to be indexed.
         keep: Take the one an earlier call wrote there, if there is one, rather than index again.
+        tissue: Method that finds the tissue; None for a catalogue's own, or Otsu's.
 
     Returns:
         The catalogue, and the slides refused while indexing.
 
     Raises:
-        CatalogueError: If the catalogue is unusable, or no slide is.
+        CatalogueError: If the catalogue is unusable or has masks of another method, or no slide
+            is usable.
+        TissueError: If there is no such method.
     """
     if Path(slides).suffix == ".parquet":
-        return Catalogue.open(Path(slides)), ()
+        catalogue = Catalogue.open(Path(slides))
+        _refuse_other_tissue(catalogue, tissue)
+        return catalogue, ()
     output = Path(folder) / "slides.parquet"
     kept = kept_catalogue(output) if keep else None
     if kept is not None:
         LOGGER.info("going on with the slides of %s", output)
         return kept
-    result = index_slides([slides], output)
+    result = index_slides([slides], output, tissue=tissue or "otsu")
     if result.catalogue is None:
         told = "; ".join(f"{refused.uri}: {refused.reason}" for refused in result.refused[:3])
         raise CatalogueError(slides, f"needs a usable slide; got none ({told or 'none found'}).")
     return result.catalogue, tuple(result.refused)
+
+
+def _refuse_other_tissue(catalogue: Catalogue, tissue: str | None) -> None:
+    """Refuse a catalogue whose masks another method made; those that users drew are fine."""
+    found = set(catalogue.column("tissue_method").to_pylist()) - {"user"}
+    if tissue is not None and found - {tissue}:
+        other = ", ".join(sorted(found - {tissue}))
+        msg = f"has masks made by {other}; asked for {tissue}. Index with --tissue {tissue} first."
+        raise CatalogueError(catalogue.path, msg)
