@@ -19,8 +19,13 @@ from anlage.geometry import level0_px
 
 FORMAT = "bag/1"
 FLOAT16_MAX = float(np.finfo(np.float16).max)
-NOT_IDENTITY = ("versions", "created_by", "precision", "icc_profile", "encoder_name")
-ADDED_LATER = {"colour": "stored", "icc_profile": "", "encoder_name": ""}  # true of older bags
+NOT_IDENTITY = (
+    *("versions", "created_by", "precision", "icc_profile", "encoder_name"),
+    "departures",  # follow from the encoder and the grid
+)
+ADDED_LATER = {  # true of older bags
+    **{"colour": "stored", "icc_profile": "", "encoder_name": "", "departures": ""},
+}
 NAMED = "named:"  # before the name of an encoder that nobody has fingerprinted
 
 
@@ -46,6 +51,8 @@ class BagAttributes:
             that its pixels stayed as stored. Else empty.
         precision: Arithmetic of the forward pass, ``fp32`` or ``bf16``; ``unknown`` likewise.
         encoder_name: What people call the encoder; empty if nobody said.
+        departures: In what the tiles are not those that the encoder was trained on, in words;
+            empty if in nothing.
         versions: Versions of the software that made it.
         created_by: The program that wrote it.
     """
@@ -65,6 +72,7 @@ class BagAttributes:
     icc_profile: str = ""
     precision: str = "fp32"
     encoder_name: str = ""
+    departures: str = ""
     versions: Mapping[str, str] = field(default_factory=dict)
     created_by: str = "anlage"
 
