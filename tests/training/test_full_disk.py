@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import resource
 import shutil
-import subprocess
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from same_run import assert_same_run, before_steps, stopped_after
+from small_disk import small_disk
 
 from anlage.encoders.folder import load_encoder
 from anlage.errors import TrainingError
@@ -29,27 +27,6 @@ def straight(catalogue: Catalogue, tmp_path_factory: pytest.TempPathFactory) -> 
     run = tmp_path_factory.mktemp("straight") / "run"
     assert pretrain_tiles(micro_config(*RECIPE), catalogue, run, device="cpu").is_finished
     return run
-
-
-@contextlib.contextmanager
-def small_disk(folder: Path, *, size_kib: int) -> Iterator[Path]:
-    """A file system of its own in memory.
-
-    Mounting needs root; where that is not allowed the test is skipped, and the one with a limit on
-    the size of files, which needs no right, stands for it.
-    """
-    folder.mkdir()
-    make = ["mount", "-t", "tmpfs", "-o", f"size={size_kib}k", "tmpfs", str(folder)]
-    try:
-        made = subprocess.run(make, capture_output=True, check=False)
-    except FileNotFoundError:
-        pytest.skip("cannot mount a small disk")
-    if made.returncode:
-        pytest.skip("cannot mount a small disk")
-    try:
-        yield folder
-    finally:
-        subprocess.run(["umount", str(folder)], check=True)
 
 
 def fill(disk: Path, *, leave: int) -> None:
