@@ -6,8 +6,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from anlage.embedding.growing_bag import SlideJob
 from anlage.embedding.read_ahead import TileReadAhead
-from anlage.embedding.slide_plan import SlideJob, tiles_of
+from anlage.embedding.slide_plan import tiles_of
 from anlage.errors import SlideError
 from anlage.slides.formats.tiled_picture import TiledPicture
 from anlage.slides.levels import read_tile
@@ -19,8 +20,7 @@ SPEC = TileSpec(size_px=32, mpp=1.0, stride_px=32, min_tissue=0.25)
 
 def make_jobs(catalogue, n_slides=5):
     for row in catalogue.rows()[:n_slides]:
-        corners = tiles_of(catalogue, row, SPEC)
-        yield SlideJob(row, corners, np.empty((len(corners), 1), np.float32))
+        yield SlideJob(row, tiles_of(catalogue, row, SPEC))
 
 
 def gather(catalogue, jobs, *, batch_size, threads=2):
@@ -117,6 +117,16 @@ def test_neighbours_are_read_together_whatever_the_batch(catalogue, monkeypatch)
     gather(catalogue, jobs, batch_size=3)
     assert {n for _, n, _ in reading.read} <= {1, 2, 3, 4}
     assert max(n for _, n, _ in reading.read) == 4
+    assert sum(n for _, n, _ in reading.read) == sum(len(job.corners) for job in jobs)
+
+
+def test_a_block_of_tiles_that_overlap_is_bounded(catalogue, monkeypatch):
+    reading = Reading()
+    monkeypatch.setattr("anlage.embedding.read_ahead.start_tiles", reading)
+    monkeypatch.setattr("anlage.embedding.read_ahead.MOST_TILES", 7)
+    jobs = list(make_jobs(catalogue))
+    gather(catalogue, jobs, batch_size=64)
+    assert max(n for _, n, _ in reading.read) == 7
     assert sum(n for _, n, _ in reading.read) == sum(len(job.corners) for job in jobs)
 
 

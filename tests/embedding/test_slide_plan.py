@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from small_encoder import make_encoder
 
-from anlage.embedding.slide_plan import bag_attributes, plan_slides, tiles_of
+from anlage.embedding.slide_plan import Grid, bag_attributes, plan_slides, tiles_of
 from anlage.errors import CatalogueError
 from anlage.slides.indexing.index import index_slides
 from anlage.tiles.spec import TileSpec
@@ -38,7 +38,7 @@ def test_a_mask_that_cannot_resolve_a_tile_is_refused(slides, tmp_path):
 
 def test_attributes_say_what_the_bag_is_made_from(catalogue):
     encoder, row = make_encoder(mpp=1.0), catalogue.row("b")
-    made = bag_attributes(row, encoder, SPEC, colour="srgb", icc_profile="none")
+    made = bag_attributes(row, encoder, Grid(SPEC, "srgb"), icc_profile="none")
     assert (made.colour, made.icc_profile) == ("srgb", "none")
     assert made.encoder_fingerprint == encoder.fingerprint
     assert made.slide_fingerprint == row.fingerprint
@@ -52,6 +52,7 @@ def test_a_slide_id_that_is_no_file_name_is_refused(catalogue, tmp_path, monkeyp
     rows = [replace(row, slide_id=i) for row, i in zip(catalogue.rows(), ids, strict=True)]
     monkeypatch.setattr(catalogue, "iter_rows", lambda: iter(rows))
     encoder = make_encoder(mpp=1.0)
-    plan = plan_slides(catalogue, tmp_path / "bags", encoder=encoder, spec=SPEC, colour="stored")
-    assert plan.todo == ["b", "c", "d"]
+    grid = Grid(SPEC, "stored")
+    plan = plan_slides(catalogue, tmp_path / "bags", encoder=encoder, grid=grid)
+    assert list(plan.todo) == ["b", "c", "d"]
     assert [slide.reason.split("'")[1] for slide in plan.refused] == ["../a", "x/y"]

@@ -4,37 +4,104 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from anlage.bags.store import list_bags
+from anlage.embedding.bag_target import BagTarget
+from anlage.embedding.settings import EmbedSettings, departures
 from anlage.files import write_json_whole
+from anlage.provenance import git_commit, machine, versions
+from anlage.slides.catalogue import Catalogue
 
 LOGGER = logging.getLogger(__name__)
 RECORD = "embedding.json"
 OF_A_RUN = (
-    *("started", "seconds", "wait_s", "batch_size", "device", "done", "empty", "n_tiles"),
-    *("catalogue_fingerprint", "versions", "commit", "machine"),
+    *("started", "seconds", "wait_s", "forward_s", "batch_size", "device", "shard", "done"),
+    *("empty", "n_tiles", "catalogue_fingerprint", "versions", "commit", "machine"),
 )
+SINCE_SHARDS: dict[str, Any] = {
+    "shard": None,
+    "elsewhere": [],
+    "forward_s": None,
+    "patch_tokens": None,
+}
 
 
-def write_embed_record(output: Path, record: Mapping[str, Any], *, had_work: bool) -> None:
+def record_of(
+    target: BagTarget, catalogue: Catalogue, settings: EmbedSettings, *, skipped: list[str]
+) -> dict[str, Any]:
+    """A run's provenance: what was embedded, by what, with what, where.
+
+    Args:
+        target: The encoder, and what became of the slides.
+        catalogue: All slides, also those of other shards.
+        settings: How they were embedded.
+        skipped: Slides whose bag was there.
+    """
+    encoder, grid = target.encoder, target.grid
+    return {
+        "format": "embedding/1",
+        "encoder_fingerprint": encoder.fingerprint,
+        "encoder": encoder.config.model_dump(mode="json"),
+        "departures": departures(encoder.config, grid.spec, grid.colour),
+        "catalogue": catalogue.path.name,
+        "catalogue_fingerprint": catalogue.fingerprint,
+        "tiles": asdict(grid.spec),
+        "colour": grid.colour,
+        "patch_tokens": list(target.token_shape) if target.with_tokens else None,
+        "precision": encoder.precision,
+        "device": ",".join(str(replica.device) for replica in target.replicas),
+        "batch_size": settings.batch_size,
+        "shard": None if settings.shard is None else str(settings.shard),
+        "done": target.done,
+        "skipped": skipped,
+        "empty": target.empty,
+        "elsewhere": target.elsewhere,
+        "refused": [{"uri": slide.uri, "reason": slide.reason} for slide in target.refused],
+        "n_tiles": target.n_tiles,
+        "versions": versions(),
+        "commit": git_commit(),
+        "machine": machine(),
+    }
+
+
+def write_embed_record(
+    target: BagTarget, record: Mapping[str, Any], *, whole: Catalogue, part: Catalogue
+) -> None:
     """Write a run's record, joined to that of the runs before it; keep that if nothing was to do.
 
     ``done``, ``empty`` and ``n_tiles`` then tell of all of them, ``skipped`` of the bags that no
-    record tells of, and ``runs`` of each one: its slides, catalogue, commit and machine.
+    record tells of, and ``runs`` of each one: its slides, catalogue, commit and machine. Runs that
+    end at the same time wait for each other. A shard also leaves its own record beside it.
 
     Args:
-        output: Folder of the bags.
+        target: Where the bags are.
         record: What this run did, and by what.
-        had_work: Whether a slide lacked its bag when the run began.
+        whole: All slides.
+        part: Those that this run looked at.
     """
     record = {**record, "runs": [{name: record[name] for name in OF_A_RUN}]}
-    earlier = _earlier(output / RECORD, record)
-    if earlier is None:
-        write_json_whole(output / RECORD, record)
-    elif had_work or earlier["catalogue_fingerprint"] != record["catalogue_fingerprint"]:
-        write_json_whole(output / RECORD, _joined(earlier, record))
+    if record["shard"] is not None:
+        own = f"embedding.shard-{record['shard'].replace('/', '-of-')}.json"
+        write_json_whole(target.output / own, record)
+    with target.claims.of_the_record():
+        earlier = _earlier(target.output / RECORD, record)
+        if earlier is None:
+            write_json_whole(target.output / RECORD, record)
+            return
+        had_work = bool(target.plan.todo)
+        if had_work or earlier["catalogue_fingerprint"] != record["catalogue_fingerprint"]:
+            standing = _standing(target.output, whole)
+            uris = set(part.column("uri").to_pylist()) if earlier["refused"] else set()
+            write_json_whole(target.output / RECORD, _joined(earlier, record, standing, uris))
+
+
+def _standing(output: Path, catalogue: Catalogue) -> set[str]:
+    """Slides of a catalogue whose bag is there."""
+    return {slide_id for slide_id in list_bags(output) if slide_id in catalogue}
 
 
 def _earlier(path: Path, record: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -49,16 +116,35 @@ def _earlier(path: Path, record: Mapping[str, Any]) -> dict[str, Any] | None:
     must_equal = ("format", "encoder_fingerprint", "tiles", "colour")
     if not isinstance(earlier, dict) or any(earlier.get(k) != record[k] for k in must_equal):
         return None
-    return earlier if earlier.keys() >= record.keys() else None
+    earlier = SINCE_SHARDS | earlier
+    return earlier if earlier.keys() >= record.keys() - {"departures"} else None
 
 
-def _joined(earlier: Mapping[str, Any], record: Mapping[str, Any]) -> dict[str, Any]:
-    standing = set(record["skipped"])  # a bag deleted since is no longer theirs
-    kept = {name: [s for s in earlier[name] if s in standing] for name in ("done", "empty")}
+def _joined(
+    earlier: Mapping[str, Any],
+    record: Mapping[str, Any],
+    standing: Collection[str],
+    looked_at: Collection[str],
+) -> dict[str, Any]:
+    """Both records as one.
+
+    Args:
+        earlier: Of the runs before.
+        record: Of this one.
+        standing: Slides whose bag is there; one that was deleted since is no longer theirs.
+        looked_at: URIs of the slides of this run: what was refused of others stays refused.
+    """
+    lists = {}
+    for name in ("done", "empty"):
+        now = set(record[name])
+        lists[name] = [s for s in earlier[name] if s in standing and s not in now] + record[name]
+    told = set(lists["done"]) | set(lists["empty"])
+    others = [slide for slide in earlier["refused"] if slide["uri"] not in looked_at]
     return {
         **record,
-        **{name: [*slides, *record[name]] for name, slides in kept.items()},
-        "skipped": sorted(standing.difference(*kept.values())),
+        **lists,
+        "skipped": sorted(set(standing) - told),
+        "refused": [*others, *record["refused"]],
         "n_tiles": earlier["n_tiles"] + record["n_tiles"],
         "runs": [*earlier["runs"], *record["runs"]],
     }

@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from anlage.embedding.slide_plan import SlideJob
+from anlage.embedding.growing_bag import SlideJob
 from anlage.errors import AnlageError, SlideError
 from anlage.geometry import level0_px
 from anlage.slides.catalogue import Catalogue
@@ -32,6 +32,7 @@ from anlage.tiles.spec import TileSpec
 
 PREFETCH_BATCHES = 3
 BLOCK_PX = 2048  # edge of a block of neighbouring tiles, pixels at their mpp
+MOST_TILES = 128  # of a block, which tiles that overlap would fill with thousands
 Opening = Future[tuple[SharedSlide, PendingTiles] | None]  # None: the slide is refused
 
 
@@ -55,7 +56,8 @@ class ReadBatch:
     """Tiles of one or several slides.
 
     Attributes:
-        pixels_B3SS: (B, 3, S, S) uint8 RGB on the CPU, pinned where there is a CUDA device.
+        pixels_B3SS: (B, 3, S, S) uint8 RGB on the CPU, channels last in memory, as tiles are
+            decoded: pinned where there is a CUDA device.
         pieces: Whose they are. The pixels of a slide with a ``reason`` mean nothing.
     """
 
@@ -67,14 +69,14 @@ class ReadBatch:
 class _GrowingBatch:
     """A batch that is being read; ``n_given`` of its slots have been given to tiles."""
 
-    pixels_B3SS: Tensor
+    pixels_BSS3: Tensor
     n_given: int = 0
     pieces: list[Piece] = field(default_factory=list)
     reads: list[Future[None]] = field(default_factory=list)
 
     @property
     def is_full(self) -> bool:
-        return self.n_given == len(self.pixels_B3SS)
+        return self.n_given == len(self.pixels_BSS3)
 
 
 class TileReadAhead:
@@ -86,7 +88,7 @@ class TileReadAhead:
     ``reason``; the rest of that slide is left out.
 
     Attributes:
-        wait_s: Seconds the consumer has waited for tiles.
+        wait_s: Seconds the consumer has waited for tiles, or for the next job.
     """
 
     def __init__(
@@ -112,7 +114,9 @@ class TileReadAhead:
         is_over = False
         while True:
             while not is_over and sum(batch.is_full for batch in growing) < PREFETCH_BATCHES:
+                began = time.perf_counter()
                 block = next(blocks, None)
+                self.wait_s += time.perf_counter() - began
                 is_over = block is None
                 if block is not None:
                     self._start(*block, growing)
@@ -123,7 +127,8 @@ class TileReadAhead:
             for read in batch.reads:
                 read.result()
             self.wait_s += time.perf_counter() - began
-            yield ReadBatch(batch.pixels_B3SS[: batch.n_given], batch.pieces)
+            pixels_BSS3 = batch.pixels_BSS3[: batch.n_given]
+            yield ReadBatch(pixels_BSS3.permute(0, 3, 1, 2), batch.pieces)
 
     def __enter__(self) -> Self:
         return self
@@ -153,7 +158,7 @@ class TileReadAhead:
             slots = slice(first, first + len(taken))
             batch.pieces.append(Piece(job, taken, slots))
             batch.n_given = slots.stop
-            targets += list(batch.pixels_B3SS[slots].numpy())
+            targets += list(batch.pixels_BSS3[slots].numpy())
             touched.append(batch)
         opening = self._openers.submit(self._open, job, rows)
         read = self._threads.submit(self._read, job, opening, targets)
@@ -162,7 +167,7 @@ class TileReadAhead:
             batch.reads.append(read)
 
     def _empty_batch(self) -> _GrowingBatch:
-        shape = (self._batch_size, 3, self._spec.size_px, self._spec.size_px)
+        shape = (self._batch_size, self._spec.size_px, self._spec.size_px, 3)
         pin_memory = torch.cuda.is_available()
         return _GrowingBatch(torch.empty(shape, dtype=torch.uint8, pin_memory=pin_memory))
 
@@ -210,11 +215,11 @@ class TileReadAhead:
             tiles, job.reason = [], _reason(error)
         finally:
             self._handles.give_back(shared, is_damaged=job.reason is not None)
-        for tile_SS3, into_3SS in zip(tiles, targets if tiles else [], strict=True):
+        for tile_SS3, into_SS3 in zip(tiles, targets if tiles else [], strict=True):
             if isinstance(tile_SS3, SlideError):
                 job.reason = job.reason or tile_SS3.message
             else:
-                into_3SS[:] = tile_SS3.transpose(2, 0, 1)
+                into_SS3[:] = tile_SS3
 
 
 def _reason(error: AnlageError | OSError) -> str:
@@ -230,4 +235,5 @@ def _blocks(job: SlideJob, spec: TileSpec) -> Iterator[tuple[SlideJob, NDArray[n
     block = row * (column.max() + 1) + column
     order = np.argsort(block, kind="stable")
     for rows in np.split(order, np.flatnonzero(np.diff(block[order])) + 1):
-        yield job, rows
+        for start in range(0, len(rows), MOST_TILES):
+            yield job, rows[start : start + MOST_TILES]

@@ -9,7 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from anlage import __version__
-from anlage.bags.store import BagAttributes, read_bag_header
+from anlage.bags.store import BagAttributes, BagHeader, bag_place, has_bag, read_bag_header
+from anlage.embedding.patch_token_file import SUFFIX
+from anlage.embedding.settings import departures
 from anlage.encoders.tile_encoder import TileEncoder
 from anlage.errors import BagError, CatalogueError
 from anlage.progress import meter
@@ -21,25 +23,17 @@ from anlage.tiles.grid import tile_grid
 from anlage.tiles.spec import TileSpec
 
 
-@dataclass(slots=True, eq=False)
-class SlideJob:
-    """One slide on its way to a bag.
+@dataclass(frozen=True, slots=True)
+class Grid:
+    """The tiles that an encoder gets; encoders of one grid see the same pixels.
 
     Attributes:
-        row: The slide in the catalogue.
-        corners: (L, 2) int64 tiles to embed, level-0 pixels.
-        features: (L, D) float32, filled batch by batch.
-        n_embedded: Rows of ``features`` that are filled.
-        icc_profile: What the bag says of the slide's colour profile; set when it is read.
-        reason: Why the slide is refused; None while nothing is wrong.
+        spec: Their size, resolution, stride and tissue.
+        colour: Their colours.
     """
 
-    row: SlideRow
-    corners: NDArray[np.int64]
-    features: NDArray[np.float32]
-    n_embedded: int = 0
-    icc_profile: str = ""
-    reason: str | None = None
+    spec: TileSpec
+    colour: Colour
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,30 +41,29 @@ class Plan:
     """Which slides of a catalogue are to be embedded.
 
     Attributes:
-        todo: slide_ids without a bag.
+        todo: slide_ids without a bag, in the catalogue's order; values mean nothing.
         skipped: Names of slides whose bag is there and is what this run would make.
+        empty: Those of them whose bag holds no tile.
         refused: Slides that cannot have a bag.
     """
 
-    todo: list[str] = field(default_factory=list)
+    todo: dict[str, None] = field(default_factory=dict)
     skipped: list[str] = field(default_factory=list)
+    empty: list[str] = field(default_factory=list)
     refused: list[Refused] = field(default_factory=list)
 
 
-def bag_path(output: Path, slide_id: str) -> Path:
-    """The bag of a slide."""
-    return output / f"{slide_id}.h5"
+def is_made(output: Path, slide_id: str, *, with_tokens: bool) -> bool:
+    """Whether a slide has its bag, and its patch tokens if they are asked for."""
+    has_tokens = (output / f"{slide_id}{SUFFIX}").exists()
+    return has_bag(bag_place(output, slide_id)) and (has_tokens or not with_tokens)
 
 
 def bag_attributes(
-    row: SlideRow,
-    encoder: TileEncoder,
-    spec: TileSpec,
-    *,
-    colour: Colour,
-    icc_profile: str = "",
+    row: SlideRow, encoder: TileEncoder, grid: Grid, *, icc_profile: str = ""
 ) -> BagAttributes:
     """What the bag of one slide says about itself."""
+    spec = grid.spec
     return BagAttributes(
         encoder_fingerprint=encoder.fingerprint,
         slide_fingerprint=row.fingerprint,
@@ -83,9 +76,11 @@ def bag_attributes(
         min_tissue=spec.min_tissue,
         mean=encoder.config.mean,
         std=encoder.config.std,
-        colour=colour,
+        colour=grid.colour,
         icc_profile=icc_profile,
         precision=encoder.precision,
+        encoder_name=str(encoder.config.provenance.get("preset", "")),
+        departures="; ".join(departures(encoder.config, spec, grid.colour)),
         versions=versions(),
         created_by=f"anlage {__version__}",
     )
@@ -107,7 +102,12 @@ def tiles_of(catalogue: Catalogue, row: SlideRow, spec: TileSpec) -> NDArray[np.
 
 
 def plan_slides(
-    catalogue: Catalogue, output: Path, *, encoder: TileEncoder, spec: TileSpec, colour: Colour
+    catalogue: Catalogue,
+    output: Path,
+    *,
+    encoder: TileEncoder,
+    grid: Grid,
+    with_tokens: bool = False,
 ) -> Plan:
     """Sort a catalogue's slides by whether their bag is already there.
 
@@ -118,23 +118,36 @@ def plan_slides(
     plan = Plan()
     with meter("check bags", total=len(catalogue), unit="slides") as progress:
         for row in catalogue.iter_rows():
-            path = bag_path(output, row.slide_id)
-            if path.parent != output or path.stem != row.slide_id:
+            if not _is_file_name(row.slide_id):
                 reason = f"its slide_id {row.slide_id!r} cannot be a file name. Rename it."
                 plan.refused.append(Refused(row.uri, reason))
-            elif path.exists():
-                wanted = bag_attributes(row, encoder, spec, colour=colour)
-                _refuse_other_bag(path, wanted, catalogue, row, spec)
-                plan.skipped.append(row.slide_id)
+            elif is_made(output, row.slide_id, with_tokens=with_tokens):
+                wanted = bag_attributes(row, encoder, grid)
+                header = refuse_other_bag(output, wanted, catalogue, row, grid)
+                (plan.skipped if len(header.coords) else plan.empty).append(row.slide_id)
             else:
-                plan.todo.append(row.slide_id)
+                plan.todo[row.slide_id] = None
             progress.advance()
     return plan
 
 
-def _refuse_other_bag(  # noqa: PLR0917 - private, each is a different thing
-    path: Path, wanted: BagAttributes, catalogue: Catalogue, row: SlideRow, spec: TileSpec
-) -> None:
+def _is_file_name(slide_id: str) -> bool:
+    try:
+        bag_place("", slide_id)
+    except ValueError:
+        return False
+    return True
+
+
+def refuse_other_bag(  # noqa: PLR0917 - each is a different thing
+    output: Path, wanted: BagAttributes, catalogue: Catalogue, row: SlideRow, grid: Grid
+) -> BagHeader:
+    """The header of a slide's bag that is there.
+
+    Raises:
+        BagError: If it is not what this run would make.
+    """
+    path = bag_place(output, row.slide_id)
     header = read_bag_header(path)
     remedy = "Name another folder with -o, or delete the bag to have it made anew."
     different = wanted.differences(header.attributes)
@@ -143,6 +156,7 @@ def _refuse_other_bag(  # noqa: PLR0917 - private, each is a different thing
         was, now = getattr(header.attributes, name), getattr(wanted, name)
         msg = f"was made with {name} {was}; this run has {now}. {remedy}"
         raise BagError(path, msg)
-    if not np.array_equal(header.coords, tiles_of(catalogue, row, spec)):
+    if not np.array_equal(header.coords, tiles_of(catalogue, row, grid.spec)):
         msg = f"holds other tiles than the slide's tissue mask gives now. {remedy}"
         raise BagError(path, msg)
+    return header
