@@ -112,6 +112,15 @@ def test_positions_of_the_same_grid_are_the_parameter_itself() -> None:
     assert resize_positions(positions, from_grid=(2, 3), to_grid=(2, 3)) is positions
 
 
+def test_positions_without_antialiasing_are_plain_bicubic() -> None:
+    positions = torch.randn(1, 36, 2, generator=torch.Generator().manual_seed(0))
+    image = positions.reshape(1, 6, 6, 2).permute(0, 3, 1, 2)
+    wanted = torch.nn.functional.interpolate(image, size=(3, 3), mode="bicubic")
+    plain = resize_positions(positions, from_grid=(6, 6), to_grid=(3, 3), antialias=False)
+    torch.testing.assert_close(plain, wanted.flatten(2).transpose(1, 2))
+    assert not torch.allclose(plain, resize_positions(positions, from_grid=(6, 6), to_grid=(3, 3)))
+
+
 def test_resized_positions_keep_a_constant_and_the_orientation() -> None:
     constant = torch.full((1, 16, 2), 0.3)
     resized = resize_positions(constant, from_grid=(4, 4), to_grid=(3, 7))

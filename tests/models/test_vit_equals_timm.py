@@ -77,6 +77,7 @@ VARIANTS = {
     "qk_norm": ({"qk_norm": True}, {"qk_norm": True}),
     "registers": ({"reg_tokens": 2, "init_values": 0.5}, {"n_registers": 2, "layer_scale": 0.5}),
     "narrow_mlp": ({"mlp_ratio": 2.5}, {"mlp_ratio": 2.5}),
+    "epsilon": ({"norm_layer": partial(nn.LayerNorm, eps=0.1)}, {"norm_eps": 0.1}),
 }
 
 

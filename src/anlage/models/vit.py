@@ -58,6 +58,10 @@ class VisionTransformer(nn.Module):
         qk_norm: LayerNorm on queries and keys.
         linear_std: Deviation of the first weights of linear layers; None for one over the root
             of the fan-in, which suits narrow networks.
+        norm_eps: Epsilon of the LayerNorms of blocks and of the last one; 1e-12 in transformers'
+            ViT.
+        antialias: Positions for another image size are resampled with antialiasing, as timm does;
+            transformers' Dinov2 goes without.
 
     Raises:
         ValueError: If the sizes do not fit each other.
@@ -82,6 +86,8 @@ class VisionTransformer(nn.Module):
         dual_patch_norm: bool = False,
         qk_norm: bool = False,
         linear_std: float | None = 0.02,
+        norm_eps: float = 1e-6,
+        antialias: bool = True,
     ) -> None:
         super().__init__()
         _check_architecture(
@@ -92,7 +98,7 @@ class VisionTransformer(nn.Module):
             feed_forward=feed_forward,
         )
         self.patch_px, self.width, self.n_registers = patch_px, width, n_registers
-        self.linear_std = linear_std
+        self.linear_std, self.antialias = linear_std, antialias
         self.grid = (image_px // patch_px, image_px // patch_px)
         self.cls_token = nn.Parameter(torch.empty(1, 1, width))
         if n_registers:
@@ -109,10 +115,11 @@ class VisionTransformer(nn.Module):
                 layer_scale=layer_scale,
                 stochastic_depth=stochastic_depth,
                 qk_norm=qk_norm,
+                norm_eps=norm_eps,
             )
             for _ in range(depth)
         )
-        self.norm = nn.LayerNorm(width, eps=1e-6)
+        self.norm = nn.LayerNorm(width, eps=norm_eps)
         self.initialise()
 
     @torch.no_grad()
@@ -204,7 +211,9 @@ class VisionTransformer(nn.Module):
             mask_token = self.mask_token.to(patches_BND.dtype)
             patches_BND = torch.where(mask_BN[..., None], mask_token, patches_BND)
         to_grid = (image_B3HW.shape[2] // self.patch_px, image_B3HW.shape[3] // self.patch_px)
-        position_1ND = resize_positions(self.pos_embed, from_grid=self.grid, to_grid=to_grid)
+        position_1ND = resize_positions(
+            self.pos_embed, from_grid=self.grid, to_grid=to_grid, antialias=self.antialias
+        )
         lead = [self.cls_token, self.reg_token] if self.n_registers else [self.cls_token]
         lead_BRD = [token.expand(len(patches_BND), -1, -1) for token in lead]
         return torch.cat([*lead_BRD, patches_BND + position_1ND], dim=1)

@@ -55,6 +55,7 @@ class Block(nn.Module):
         layer_scale: Initial gain of the residual branches; None for no LayerScale.
         stochastic_depth: Share of sequences that skip a branch while training, in [0, 1).
         qk_norm: LayerNorm on queries and keys.
+        norm_eps: Epsilon of the LayerNorms before the branches.
     """
 
     def __init__(
@@ -67,13 +68,14 @@ class Block(nn.Module):
         layer_scale: float | None = None,
         stochastic_depth: float = 0.0,
         qk_norm: bool = False,
+        norm_eps: float = 1e-6,
     ) -> None:
         super().__init__()
         self.stochastic_depth = stochastic_depth
-        self.norm1 = nn.LayerNorm(width, eps=1e-6)
+        self.norm1 = nn.LayerNorm(width, eps=norm_eps)
         self.attn = SelfAttention(width=width, n_heads=n_heads, qk_norm=qk_norm)
         self.ls1 = _gain(width, layer_scale)
-        self.norm2 = nn.LayerNorm(width, eps=1e-6)
+        self.norm2 = nn.LayerNorm(width, eps=norm_eps)
         layer = SwiGlu if feed_forward == "swiglu" else GeluMlp
         self.mlp = layer(width=width, hidden=int(width * mlp_ratio))
         self.ls2 = _gain(width, layer_scale)
