@@ -1,6 +1,7 @@
 """Names of published weights in our own words.
 
-Understands timm's vision transformers, dinov2's hub and training names, and DINO's.
+Understands timm's vision transformers, dinov2's hub and training names, DINO's, and transformers'
+ViTModel, Dinov2Model and Dinov2WithRegistersModel.
 Shape suffixes: R register tokens, N patches, D width.
 """
 
@@ -14,6 +15,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from anlage.encoders.transformers_names import from_transformers, is_of_transformers
 from anlage.errors import EncoderError
 
 WRAPPERS = re.compile(
@@ -62,6 +64,8 @@ def in_our_names(weights: Mapping[str, Tensor], *, path: str | Path) -> Publishe
             teacher's, two tensors want one name, a tensor outside the encoder is unknown, or
             tokens and positions do not fit.
     """
+    if is_of_transformers(weights):
+        weights = from_transformers(weights, path=path)
     plain = _unique(((without_wrappers(name), name) for name in weights), path)
     prefix = _prefix(plain, path)
     found: dict[str, str] = {}
