@@ -13,6 +13,7 @@ import sys
 from anlage.cli import (  # each adds its commands to the application
     demo,
     embedding,
+    encoders,
     machine,
     masks,
     slides,
@@ -20,7 +21,17 @@ from anlage.cli import (  # each adds its commands to the application
 )
 from anlage.cli.application import FILE_ONLY, Exit, app
 
-__all__ = ["app", "demo", "embedding", "machine", "main", "masks", "slides", "training"]
+__all__ = [
+    "app",
+    "demo",
+    "embedding",
+    "encoders",
+    "machine",
+    "main",
+    "masks",
+    "slides",
+    "training",
+]
 
 
 REMEDIES = {
