@@ -1,0 +1,1 @@
+"""Our encoders in the formats of others."""
