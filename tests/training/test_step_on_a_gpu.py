@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from same_run import assert_same_run
+from same_run import assert_same_run, before_steps
+from torch._dynamo.utils import counters
 
 from anlage.errors import TrainingError
 from anlage.slides.catalogue import Catalogue
@@ -102,3 +103,26 @@ def test_a_gpu_learns_what_the_cpu_learns(catalogue: Catalogue, tmp_path: Path) 
     cpu, gpu = (read_metrics(tmp_path / device / "metrics.jsonl") for device in ("cpu", "cuda"))
     for here, there in zip(cpu, gpu, strict=True):
         assert there["loss"] == pytest.approx(here["loss"], rel=1e-3)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("special", [(), ("accumulate=2",)], ids=["whole", "in parts"])
+def test_cuda_graphs_learn_what_eager_steps_learn(
+    catalogue: Catalogue, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, special: tuple[str, ...]
+) -> None:
+    """And they are recorded in the second step, once and for all, with nothing left out."""
+    torch.compiler.reset()
+    counted, recorded = counters["inductor"], []
+    counted.clear()
+    inputs = "cudagraph_recorded_non_static_inputs"
+    before_steps(monkeypatch, lambda *_: recorded.append(counted[inputs]))
+    for name in ("none", "graphs"):
+        config = micro_config("steps=20", "precision=fp32", *special, f"engine.compile={name}")
+        pretrain_tiles(config, catalogue, tmp_path / name, device="cuda")
+    eager, graphs = (read_metrics(tmp_path / name / "metrics.jsonl") for name in ("none", "graphs"))
+    for here, there in zip(eager, graphs, strict=True):
+        assert there["loss"] == pytest.approx(here["loss"], rel=1e-2)
+    assert counted["cudagraph_skips"] == 0
+    assert recorded[:22] == [0] * 22
+    assert recorded[22] > 0
+    assert len(set(recorded[22:])) == 1

@@ -51,6 +51,19 @@ class PrototypeLayer(nn.Module):
         return functional.linear(bottleneck_BE, self.prototypes())
 
 
+class Mlp(nn.Sequential):
+    """Layers one after the other, which torch compiles as it does not compile ``nn.Sequential``.
+
+    It never compiles a pass that is written in torch itself, only what such a pass calls.
+    """
+
+    def forward(self, tokens_BD: Tensor) -> Tensor:
+        """All layers in turn, (B, D) -> (B, E)."""
+        for layer in self:
+            tokens_BD = layer(tokens_BD)
+        return tokens_BD
+
+
 class ProjectionHead(nn.Module):
     """Tokens to prototype scores.
 
@@ -97,7 +110,7 @@ class ProjectionHead(nn.Module):
         layers: list[nn.Module] = []
         for n_in, n_out in pairwise(sizes):
             layers += [nn.Linear(n_in, n_out), nn.GELU()]
-        self.mlp = nn.Sequential(*layers[:-1])
+        self.mlp = Mlp(*layers[:-1])
         self.last_layer = PrototypeLayer(width=bottleneck, n_prototypes=n_prototypes)
         self.initialise()
 

@@ -10,7 +10,7 @@ from anlage.training.section import Section
 
 Kind = Literal["auto", "single", "ddp", "fsdp2", "hsdp"]
 Recompute = Literal["none", "selective", "full"]
-Compile = Literal["none", "blocks"]
+Compile = Literal["none", "blocks", "graphs"]
 
 
 class Engine(Section):
@@ -25,8 +25,9 @@ class Engine(Section):
             ``none``, ``selective`` (norms and activations: about two fifths less memory for
             activations, a few per cent more time) or ``full`` (whole blocks: little is kept, a
             third more time).
-        compile: ``none``, or ``blocks``: torch.compile of each block, for shapes that stay the same
-            from step to step.
+        compile: ``none``; ``blocks``, torch.compile of each block and of the heads' MLPs, to one
+            graph each, as shapes stay the same from step to step; or ``graphs``, the same replayed
+            as CUDA graphs (on a GPU, where nothing is sharded; not verified on one).
         timeout_s: Longest that a rank waits for the others, seconds.
     """
 
@@ -40,5 +41,15 @@ class Engine(Section):
     def _only_hsdp_has_groups(self) -> Self:
         if self.shard_over is not None and self.kind != "hsdp":
             msg = f"shard_over needs kind=hsdp; got kind={self.kind}"
+            raise ValueError(msg)
+        return self
+
+    @model_validator(mode="after")
+    def _graphs_replay_where_weights_stay(self) -> Self:
+        if self.compile == "graphs" and self.kind in {"fsdp2", "hsdp"}:
+            msg = (
+                "compile=graphs needs weights that stay in place, not gathered for each pass; got "
+                f"kind={self.kind}. Use compile=blocks, or kind=ddp"
+            )
             raise ValueError(msg)
         return self

@@ -19,7 +19,7 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from anlage.distributed import Ranks
-from anlage.errors import DistributedError
+from anlage.errors import DeviceError, DistributedError
 from anlage.models.vit import VisionTransformer
 from anlage.training.engine_config import Engine
 
@@ -60,8 +60,10 @@ class Layout:
         One process alone is ``single`` whatever is asked for: it has nobody to share with.
 
         Raises:
+            DeviceError: If CUDA graphs are asked for elsewhere than on CUDA.
             DistributedError: If the ranks cannot be laid out so.
         """
+        _refuse_graphs_elsewhere(engine, device)
         kind = engine.kind
         if kind == "auto":
             kind = "single" if ranks.is_alone else "ddp"
@@ -111,6 +113,15 @@ class Layout:
         if self.kind != "ddp":
             return network
         return DistributedDataParallel(network, gradient_as_bucket_view=True)
+
+
+def _refuse_graphs_elsewhere(engine: Engine, device: torch.device) -> None:
+    if engine.compile == "graphs" and device.type != "cuda":
+        msg = (
+            "has no CUDA graphs, which engine.compile=graphs needs. Set engine.compile=blocks, or "
+            "train on a CUDA device."
+        )
+        raise DeviceError(str(device), msg)
 
 
 def averaged(run: object, *, is_last: bool) -> contextlib.AbstractContextManager[object]:

@@ -100,7 +100,7 @@ def pretrain_tiles(
         Where the encoder is and whether the run is finished; the same on all ranks.
 
     Raises:
-        DeviceError: If there is no such device here.
+        DeviceError: If there is no such device here, or CUDA graphs are asked for elsewhere.
         DistributedError: If the ranks cannot be laid out as ``engine`` says.
         CatalogueError: If no slide is left after the choice of split.
         CheckpointError: If ``run_dir`` has a run and ``resume`` is false, the run was made by

@@ -72,7 +72,7 @@ def launch_step(
     training.anchor_teacher()
     parts = cut_parts(training, batch)
     begins("heads")
-    training.optimizer.zero_grad(set_to_none=True)
+    _let_go_of_the_last_step(training)
     loss, lesson = run_passes(training, parts)
     begins("optimiser")
     norms = clip_gradients(training.student.parts(), max_norm=config.optimizer.clip_norm)
@@ -95,6 +95,13 @@ def launch_step(
     )
     training.step = step + 1
     return pending
+
+
+def _let_go_of_the_last_step(training: Training) -> None:
+    """Drop gradients, and then the memory of CUDA graphs that held them: the order matters."""
+    training.optimizer.zero_grad(set_to_none=True)
+    if training.config.engine.compile == "graphs":
+        torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
 
 
 def _measures(

@@ -14,7 +14,7 @@ from anlage.distributed import ALONE, Ranks
 from anlage.models.vit import VisionTransformer
 from anlage.training.checkpoint import SavedCheckpoint
 from anlage.training.checkpoint_index import flat_tensors
-from anlage.training.compiled import compile_blocks
+from anlage.training.compiled import compile_parts
 from anlage.training.distill import Guide, guide_of
 from anlage.training.networks import EncoderWithHeads, Pupil, frozen_copy
 from anlage.training.objective_config import Gram
@@ -186,6 +186,7 @@ def fresh_training(
     Raises:
         EncoderError: If the weights named cannot be read or do not fit.
         CheckpointError: If the run named has other networks.
+        DeviceError: If CUDA graphs are asked for elsewhere than on CUDA.
         DistributedError: If the ranks cannot be laid out as ``engine`` says.
     """
     layout = Layout.of(config.engine, ranks, device)
@@ -235,14 +236,14 @@ def _lay_out(
     layout: Layout,
     config: TilePretrainConfig,
 ) -> None:
-    """Compile blocks and then shard networks, in place, as the recipe asks for."""
+    """Compile networks and then shard them, in place, as the recipe asks for."""
     student, _ = networks
     # a parameter that gets no gradient would keep DDP waiting for it
     if not config.objective.uses_patches or guide is not None:
         student.encoder.mask_token.requires_grad = False
     if config.engine.compile != "none":
         for network in networks:
-            compile_blocks(network.encoder)
+            compile_parts(network.parts().values(), replays=config.engine.compile == "graphs")
     for whole_network in (*networks, *([] if guide is None else [guide.network])):
         layout.spread(whole_network)
 
