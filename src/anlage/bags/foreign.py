@@ -109,6 +109,7 @@ def bag_of(path: str | Path, found: FoundTiles, given: Given) -> Bag:
     if found.attributes is not None and found.coords is not None:
         return Bag(found.slide_id, found.features, found.coords, found.attributes)
     row = _row(path, found, given)
+    corners = _corners(path, found, row)
     tile_px = _agreed(path, "--tile-px", found.tile_px, given.tile_px)
     mpp = _agreed(path, "--mpp", _mpp(found, tile_px, row), given.mpp)
     stride_px = found.stride_px
@@ -130,7 +131,7 @@ def bag_of(path: str | Path, found: FoundTiles, given: Given) -> Bag:
         created_by=f"anlage {__version__}, from another tool's file",
         **_encoder(path, found, given),
     )
-    return Bag(found.slide_id, found.features, _corners(path, found, row), attributes)
+    return Bag(found.slide_id, found.features, corners, attributes)
 
 
 def _row(path: str | Path, found: FoundTiles, given: Given) -> SlideRow:

@@ -20,6 +20,7 @@ from anlage.bags.convert import SourceFile
 from anlage.bags.foreign import EncoderIdentity, Given, bag_of
 from anlage.bags.peer_folders import PeerFolder, open_peer_folder
 from anlage.bags.store import Store, bag_place, write_bag
+from anlage.embedding.settings import departures
 from anlage.encoders.embed_batch import embed_batches
 from anlage.encoders.tile_encoder import TileEncoder
 from anlage.errors import AnlageError, SlideError
@@ -29,6 +30,7 @@ from anlage.slides.levels import TileWindow
 from anlage.slides.masks import SummedArea
 from anlage.slides.regions import read_tiles
 from anlage.slides.tissue.user_masks import user_mask
+from anlage.tiles.spec import TileSpec
 
 LOGGER = logging.getLogger(__name__)
 MEDIAN_AT_LEAST, WORST_AT_LEAST = 0.99, 0.95  # cosines; see docs/how_to/convert_and_adopt_bags.md
@@ -141,7 +143,7 @@ def adopt_bags(
     with meter("adopt", total=len(peer.files), unit="bags") as progress:
         for file in peer.files:
             try:
-                bag = _bag(peer, file, given)
+                bag = _bag(peer, file, given, encoder)
                 _note_outside(peer, bag, result)
                 write_bag(bag_place(output, file.slide_id, store=store), bag)
                 result.done.append(file.slide_id)
@@ -163,8 +165,14 @@ def _identity(encoder: TileEncoder, name: str) -> EncoderIdentity:
     )
 
 
-def _bag(peer: PeerFolder, file: SourceFile, given: Given) -> Bag:
-    return as_stored(file.place, bag_of(file.path, peer.read(file), given))
+def _bag(peer: PeerFolder, file: SourceFile, given: Given, encoder: TileEncoder | None) -> Bag:
+    bag = as_stored(file.place, bag_of(file.path, peer.read(file), given))
+    if encoder is None:
+        return bag
+    made = bag.attributes
+    spec = TileSpec(size_px=made.tile_px, mpp=made.mpp, stride_px=made.stride_px or made.tile_px)
+    told = "; ".join(departures(encoder.config, spec, encoder.config.colour))
+    return replace(bag, attributes=replace(made, departures=told))
 
 
 def _compare(
@@ -175,7 +183,7 @@ def _compare(
     ours: list[NDArray[np.float64]] = []
     slide_ids: list[str] = []
     faults: list[AnlageError] = []
-    for bag, rows in _chosen(peer, given, faults, n_tiles=n_tiles, seed=seed):
+    for bag, rows in _chosen(peer, given, encoder, faults=faults, n_tiles=n_tiles, seed=seed):
         if bag.features.shape[1] != encoder.width:
             reason = f"{peer.tool}'s embeddings have width {bag.features.shape[1]}"
             return _nothing(f"{reason}, the encoder's {encoder.width}")
@@ -206,7 +214,13 @@ def _unit(rows_KD: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _chosen(
-    peer: PeerFolder, given: Given, faults: list[AnlageError], *, n_tiles: int, seed: int
+    peer: PeerFolder,
+    given: Given,
+    encoder: TileEncoder,
+    *,
+    faults: list[AnlageError],
+    n_tiles: int,
+    seed: int,
 ) -> Iterator[tuple[Bag, NDArray[np.int64]]]:
     """Bags and the rows of them to compare: as many slides as may be, until there are enough."""
     generator = np.random.default_rng(seed)
@@ -214,7 +228,7 @@ def _chosen(
     left = n_tiles
     for k, number in enumerate(order.tolist()):
         try:
-            bag = _bag(peer, peer.files[number], given)
+            bag = _bag(peer, peer.files[number], given, encoder)
         except AnlageError as error:
             faults.append(error)
             continue
