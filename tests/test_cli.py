@@ -24,6 +24,7 @@ COMMANDS = [
     *((), ("demo",), ("index",), ("pretrain",), ("pretrain", "tile"), ("embed",)),
     *(
         ("embed", "tiles"),
+        ("embed", "slides"),
         ("evaluate",),
         ("report",),
         ("doctor",),
@@ -32,6 +33,7 @@ COMMANDS = [
         ("masks",),
     ),
     *(("masks", "show"), ("masks", "export"), ("import-run",)),
+    *(("bags", name) for name in ("list", "verify", "convert", "adopt")),
 ]
 
 

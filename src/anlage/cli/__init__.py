@@ -11,6 +11,7 @@ import os
 import sys
 
 from anlage.cli import (  # each adds its commands to the application
+    bags,
     demo,
     embedding,
     encoders,
@@ -23,6 +24,7 @@ from anlage.cli.application import FILE_ONLY, Exit, app
 
 __all__ = [
     "app",
+    "bags",
     "demo",
     "embedding",
     "encoders",
