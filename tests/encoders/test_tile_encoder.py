@@ -192,3 +192,20 @@ def test_cuda_agrees_with_the_cpu():
     assert exact.fingerprint == on_cpu.fingerprint
     half = TileEncoder(on_cpu.config, model, device="cuda", precision="bf16")
     assert torch.cosine_similarity(half.embed(pixels).cpu(), expected).min() > 0.999
+
+
+def test_pixels_that_lie_channels_last_give_the_same_embeddings() -> None:
+    encoder, pixels = make_encoder(), make_pixels(5)
+    channels_last = pixels.contiguous(memory_format=torch.channels_last)
+    assert torch.equal(encoder._normalised(channels_last), encoder._normalised(pixels))
+    torch.testing.assert_close(
+        encoder.embed(channels_last), encoder.embed(pixels), atol=1e-6, rtol=0
+    )
+
+
+@pytest.mark.parametrize("pooling", ["cls", "cls+mean"])
+def test_one_pass_gives_embeddings_and_patch_tokens(pooling: str) -> None:
+    encoder, pixels = make_encoder(pooling=pooling), make_pixels(3)
+    embedding_BD, patches_BNE = encoder.embed_with_patches(pixels)
+    assert torch.equal(embedding_BD, encoder.embed(pixels))
+    assert torch.equal(patches_BNE, encoder.patch_tokens(pixels))

@@ -1,7 +1,7 @@
 """A tile encoder: a network with the transform and the pooling it is used with.
 
-Shape suffixes: B tiles, 3 channels, H and W pixels, N patch tokens, D embedding width, E width of a
-patch token.
+Shape suffixes: B tiles, 3 channels, H and W pixels, X values of a row of pixels, N patch tokens, D
+embedding width, E width of a patch token.
 """
 
 from __future__ import annotations
@@ -161,11 +161,7 @@ class TileEncoder:
         if len(pixels_B3HW) == 0:
             return torch.empty(0, self.width, device=self.device)
         with torch.inference_mode():
-            tokens = self._tokens(pixels_B3HW)
-            pooled_BD = tokens.cls_BD.float()
-            if self.config.pooling == "cls+mean":
-                mean_BD = tokens.patches_BND.float().mean(dim=1)
-                pooled_BD = torch.cat([pooled_BD, mean_BD], dim=1)
+            pooled_BD = self._pooled(self._tokens(pixels_B3HW))
         return pooled_BD.clone()  # an ordinary tensor, which a probe may differentiate
 
     def patch_tokens(self, pixels_B3HW: Tensor) -> Tensor:
@@ -181,13 +177,18 @@ class TileEncoder:
             EncoderError: If the network has no patch tokens (``patch_px`` is None).
             ValueError: If the pixels are not (B, 3, H, W) uint8.
         """
+        return self.embed_with_patches(pixels_B3HW)[1]
+
+    def embed_with_patches(self, pixels_B3HW: Tensor) -> tuple[Tensor, Tensor]:
+        """What ``embed`` and ``patch_tokens`` give, of one forward pass; raises as they do."""
         _check_pixels(pixels_B3HW)
         if self.patch_px is None:
             msg = "gives no patch tokens. Choose a vision transformer (`anlage encoders`)."
             raise EncoderError(str(self.config.architecture), msg)
         with torch.inference_mode():
-            patches_BNE = self._tokens(pixels_B3HW).patches_BND.float()
-        return patches_BNE.clone()
+            tokens = self._tokens(pixels_B3HW)
+            pooled_BD, patches_BNE = self._pooled(tokens), tokens.patches_BND.float()
+        return pooled_BD.clone(), patches_BNE.clone()
 
     def untrained(self, seed: int) -> TileEncoder:
         """An encoder of the same architecture and transform with random weights: a floor.
@@ -202,9 +203,25 @@ class TileEncoder:
         config = self.config.model_copy(update={"provenance": provenance, "weights_sha256": None})
         return TileEncoder(config, network, device=self.device, precision=self.precision)
 
+    def _pooled(self, tokens: TokenOutput) -> Tensor:
+        pooled_BD = tokens.cls_BD.float()
+        if self.config.pooling == "cls+mean":
+            mean_BD = tokens.patches_BND.float().mean(dim=1)
+            pooled_BD = torch.cat([pooled_BD, mean_BD], dim=1)
+        return pooled_BD
+
+    def _normalised(self, pixels_B3HW: Tensor) -> Tensor:
+        if not pixels_B3HW.is_contiguous(memory_format=torch.channels_last):
+            return pixels_B3HW.float().sub_(self._mean).div_(self._std)
+        # Row by row, as they lie in memory: half the time of three channels at a time on the CPU.
+        n_tiles, _, height, width = pixels_B3HW.shape
+        mean_X, std_X = (each.flatten().repeat(width) for each in (self._mean, self._std))
+        rows_BHX = pixels_B3HW.permute(0, 2, 3, 1).reshape(n_tiles, height, 3 * width)
+        normal_BHX = rows_BHX.float().sub_(mean_X).div_(std_X)
+        return normal_BHX.view(n_tiles, height, width, 3).permute(0, 3, 1, 2)
+
     def _tokens(self, pixels_B3HW: Tensor) -> TokenOutput:
-        pixels_B3HW = pixels_B3HW.to(self.device, non_blocking=True)
-        normal_B3HW = pixels_B3HW.float().sub_(self._mean).div_(self._std)
+        normal_B3HW = self._normalised(pixels_B3HW.to(self.device, non_blocking=True))
         dtype = DTYPES.get(self.precision)
         with torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None):
             return self.network.embed(normal_B3HW)
