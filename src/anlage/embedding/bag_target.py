@@ -94,7 +94,8 @@ class BagTarget:
         def compute(pixels: Tensor) -> tuple[Tensor, ...]:
             if not self.with_tokens:
                 return (encoder.embed(pixels),)
-            return encoder.embed(pixels), encoder.patch_tokens(pixels).half()
+            embedding_BD, patches_BNE = encoder.embed_with_patches(pixels)
+            return embedding_BD, patches_BNE.half()
 
         return queue_tiles(compute, pixels_B3SS, device=encoder.device, batch_size=batch_size)
 

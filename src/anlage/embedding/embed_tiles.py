@@ -20,7 +20,7 @@ from anlage.embedding.embed_record import record_of, write_embed_record
 from anlage.embedding.settings import EmbedSettings, departures
 from anlage.embedding.shard import Shard, shard_of
 from anlage.embedding.slide_plan import Grid, plan_slides
-from anlage.encoders.folder import load_encoder
+from anlage.encoders.open_encoder import open_encoder
 from anlage.encoders.precision import Precision
 from anlage.encoders.tile_encoder import TileEncoder
 from anlage.slides.catalogue import Catalogue
@@ -164,7 +164,12 @@ class OpenEncoder:
                 raise ValueError(msg)
             return (encoder,)
         return tuple(
-            load_encoder(encoder, device=device, precision=self.precision)
+            open_encoder(
+                encoder,
+                device=device,
+                precision=self.precision,
+                trust_remote_code=self.trust_remote_code,
+            )
             for device in devices
         )
 
