@@ -14,7 +14,7 @@ from typing import Protocol, TypeVar
 import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
@@ -42,11 +42,14 @@ class Layout:
         kind: ``single``, ``ddp``, ``fsdp2`` or ``hsdp``.
         ranks: The processes.
         mesh: Ranks that shard networks, (replicas, shards) under HSDP; None where nobody does.
+        dtype: What autocast multiplies in, and what the blocks' linear layers are gathered in;
+            float32 if None.
     """
 
     kind: str
     ranks: Ranks
     mesh: DeviceMesh | None = None
+    dtype: torch.dtype | None = None
 
     @property
     def is_sharded(self) -> bool:
@@ -54,10 +57,23 @@ class Layout:
         return self.mesh is not None
 
     @classmethod
-    def of(cls, engine: Engine, ranks: Ranks, device: torch.device) -> Layout:
+    def of(
+        cls,
+        engine: Engine,
+        ranks: Ranks,
+        device: torch.device,
+        *,
+        dtype: torch.dtype | None = None,
+    ) -> Layout:
         """The layout that a recipe asks for, on the ranks that there are.
 
         One process alone is ``single`` whatever is asked for: it has nobody to share with.
+
+        Args:
+            engine: What the recipe asks for.
+            ranks: The processes.
+            device: This rank's.
+            dtype: From ``autocast_dtype``.
 
         Raises:
             DeviceError: If CUDA graphs are asked for elsewhere than on CUDA.
@@ -68,7 +84,7 @@ class Layout:
         if kind == "auto":
             kind = "single" if ranks.is_alone else "ddp"
         if ranks.is_alone:
-            return cls("single", ranks)
+            return cls("single", ranks, dtype=dtype)
         if kind == "single":
             msg = (
                 f"engine.kind=single is for one process; got {ranks.world_size}. Use ddp, fsdp2 "
@@ -76,10 +92,10 @@ class Layout:
             )
             raise DistributedError(ranks.name, msg)
         if kind == "ddp":
-            return cls(kind, ranks)
+            return cls(kind, ranks, dtype=dtype)
         if kind == "fsdp2":
             mesh = init_device_mesh(device.type, (ranks.world_size,), mesh_dim_names=("shard",))
-            return cls(kind, ranks, mesh)
+            return cls(kind, ranks, mesh, dtype)
         n_shards = engine.shard_over or ranks.local_size
         if ranks.world_size % n_shards:
             msg = (
@@ -89,30 +105,49 @@ class Layout:
             raise DistributedError(ranks.name, msg)
         shape = (ranks.world_size // n_shards, n_shards)
         names = ("replicate", "shard")
-        return cls(kind, ranks, init_device_mesh(device.type, shape, mesh_dim_names=names))
+        mesh = init_device_mesh(device.type, shape, mesh_dim_names=names)
+        return cls(kind, ranks, mesh, dtype)
 
     def spread(self, network: nn.Module) -> None:
         """Shard a network in place, block by block, if this layout shards; else leave it.
 
-        The last module to be sharded is the network itself: it gathers what belongs to no block
-        (tokens, embedding, heads) when it is called, and gives it back after the backward pass,
-        or, where no gradient is asked for, after the forward pass.
+        A block gathers its linear layers when it is called, in the dtype that autocast would bring
+        them to anyhow; nothing computes otherwise for it. All else (tokens, embedding, norms,
+        LayerScale, heads) is gathered in float32 when the network is called, and given back after
+        the backward pass, or, where no gradient is asked for, after the forward pass. Gradients are
+        averaged in float32.
         """
         if self.mesh is None:
             return
         trains = any(parameter.requires_grad for parameter in network.parameters())
         encoder = network if isinstance(network, VisionTransformer) else network.encoder
         assert isinstance(encoder, VisionTransformer), "a network is an encoder, or has one"
-        for block in encoder.blocks:
-            fully_shard(block, mesh=self.mesh)
+        of_linears = set(parameters_of_linears(encoder.blocks))
         # A frozen network is averaged into on its shards: gathered weights would go stale.
-        fully_shard(network, mesh=self.mesh, reshard_after_forward=not trains)
+        fully_shard(
+            network,
+            mesh=self.mesh,
+            reshard_after_forward=not trains,
+            ignored_params=of_linears,
+        )
+        gathered = MixedPrecisionPolicy(
+            param_dtype=self.dtype, reduce_dtype=torch.float32, cast_forward_inputs=False
+        )
+        for block in encoder.blocks:
+            others = set(block.parameters()) - of_linears
+            fully_shard(block, mesh=self.mesh, mp_policy=gathered, ignored_params=others)
 
     def runner(self, network: nn.Module) -> nn.Module:
         """What runs a network that trains: itself, or DDP around it."""
         if self.kind != "ddp":
             return network
         return DistributedDataParallel(network, gradient_as_bucket_view=True)
+
+
+def parameters_of_linears(network: nn.Module) -> list[nn.Parameter]:
+    """Weights and biases of a network's linear layers."""
+    linears = [module for module in network.modules() if isinstance(module, nn.Linear)]
+    return [parameter for linear in linears for parameter in linear.parameters()]
 
 
 def _refuse_graphs_elsewhere(engine: Engine, device: torch.device) -> None:

@@ -10,11 +10,12 @@ from anlage.models.vit import VisionTransformer
 from anlage.models.without_weights import without_weights
 from anlage.training.cluster import OPTION, Cluster
 from anlage.training.engine_config import Recompute
+from anlage.training.parallel import parameters_of_linears
 from anlage.training.plan import FLOAT16, FLOAT32, Plan, StagePlan, kept_of_a_tile
 from anlage.training.reading_cost import ReadingCost, reading_cost
 from anlage.training.tile_config import TilePretrainConfig
 
-GATHERED_BLOCKS = 3  # the one at work, the next one, and the gradient of one
+GATHERED_BLOCKS = 2  # the one at work, and the next one
 
 
 class NetworkCost(NamedTuple):
@@ -140,7 +141,7 @@ def cost_of(plan: Plan, config: TilePretrainConfig, cluster: Cluster) -> RunCost
 
 
 class _Sizes(NamedTuple):
-    """Parameters: of all blocks, of what is gathered with the whole network, of one block."""
+    """Parameters: of all blocks' linear layers, of all else, of one block's linear layers."""
 
     blocks: int
     rest: int
@@ -164,7 +165,7 @@ def _refuse_uneven(plan: Plan, cluster: Cluster) -> None:
 def _sizes(plan: Plan, config: TilePretrainConfig) -> _Sizes:
     with without_weights():
         blocks = VisionTransformer(**config.model.model_dump()).blocks
-    in_blocks = sum(parameter.numel() for parameter in blocks.parameters())
+    in_blocks = sum(parameter.numel() for parameter in parameters_of_linears(blocks))
     everything = plan.encoder_parameters + plan.head_parameters
     return _Sizes(in_blocks, everything - in_blocks, in_blocks // len(blocks))
 
@@ -181,16 +182,17 @@ def _stage(
     sizes, sharing = _sizes(plan, config), _sharing(config, cluster)
     share = plan.batch_size // cluster.gpus
     per_tile = stage.flops.total + stage.anchor_flops * stage.anchored_steps / stage.steps
-    copies = 0 if config.precision == "fp32" else FLOAT16 * (sizes.blocks + sizes.rest)
+    block_bytes, copy_bytes = (FLOAT32, 0) if config.precision == "fp32" else (FLOAT16, FLOAT16)
+    copies = copy_bytes * (sizes.blocks + sizes.rest)
 
     def memory(recompute: Recompute) -> dict[str, GpuMemory]:
         kept = kept_of_a_tile(config, n_local=stage.n_local, recompute=recompute)
-        at_once = FLOAT32 * (2 * sizes.rest + GATHERED_BLOCKS * sizes.block)
+        at_once = FLOAT32 * (2 * sizes.rest + sizes.block)  # with gradients
+        at_once += block_bytes * GATHERED_BLOCKS * sizes.block + copy_bytes * sizes.rest
         return {
             kind: GpuMemory(
                 networks=(stage.memory.networks - copies) / sharers
-                + copies
-                + (at_once if sharers > 1 else 0),
+                + (at_once if sharers > 1 else copies),
                 views=stage.memory.views / cluster.gpus,
                 activations=share // parts * kept,
                 scores=stage.memory.scores,
@@ -211,6 +213,7 @@ def _stage(
             kind: network_cost(
                 blocks=sizes.blocks,
                 rest=sizes.rest,
+                block_bytes=block_bytes,
                 parts=parts,
                 looks=2 if stage.second_pass and parts > 1 else 1,
                 ranks=cluster.gpus,
@@ -228,13 +231,14 @@ def network_cost(
     *,
     blocks: int,
     rest: int,
+    block_bytes: int,
     parts: int,
     looks: int,
     ranks: int,
     sharers: int,
     per_machine: int,
 ) -> NetworkCost:
-    """Bytes that leave each machine in a step, by rings, everything in float32.
+    """Bytes that leave each machine in a step, by rings; gradients are summed in float32.
 
     A ring of R ranks that gathers M bytes, or scatters their sum, sends (R - 1) / R M over each of
     its links; one that sums them for all sends twice that. DDP sums gradients once a step. FSDP2
@@ -244,8 +248,9 @@ def network_cost(
     the rest once.
 
     Args:
-        blocks: Parameters of the transformer's blocks.
-        rest: Parameters of all else: embeddings, last norm, heads.
+        blocks: Parameters of the linear layers in the transformer's blocks.
+        rest: Parameters of all else: embeddings, norms, LayerScale, heads; gathered in float32.
+        block_bytes: Bytes of each of ``blocks`` when it is gathered.
         parts: Parts of a step.
         looks: Forward passes of the student for each part, 1 or 2.
         ranks: All of them, W.
@@ -260,8 +265,8 @@ def network_cost(
     if sharers == 1:
         return NetworkCost(0.0, summed)
     crossing = 1 - 1 / sharers if sharers > per_machine else 0.0
-    student = parts * ((1 + looks) * blocks + looks * rest)
-    teacher = parts * blocks + rest
+    of_blocks = block_bytes * blocks * parts * (2 + looks)  # student and teacher
+    of_rest = FLOAT32 * rest * (parts * looks + 1)
     scattered = crossing * everything
     summed *= min(1.0, per_machine / sharers)
-    return NetworkCost(crossing * FLOAT32 * (student + teacher), parts * (scattered + summed))
+    return NetworkCost(crossing * (of_blocks + of_rest), parts * (scattered + summed))

@@ -20,6 +20,7 @@ from anlage.training.networks import EncoderWithHeads, Pupil, frozen_copy
 from anlage.training.objective_config import Gram
 from anlage.training.optimizer import build_optimizer, make_room, optimizer_state
 from anlage.training.parallel import Layout, own_shards, whole
+from anlage.training.precision import autocast_dtype
 from anlage.training.start import start_from
 from anlage.training.tile_config import TilePretrainConfig
 
@@ -189,7 +190,8 @@ def fresh_training(
         DeviceError: If CUDA graphs are asked for elsewhere than on CUDA.
         DistributedError: If the ranks cannot be laid out as ``engine`` says.
     """
-    layout = Layout.of(config.engine, ranks, device)
+    dtype = autocast_dtype(config.precision, device)
+    layout = Layout.of(config.engine, ranks, device, dtype=dtype)
     with torch.random.fork_rng(devices=[]):
         # before the seed: the student does not depend on its teacher
         guide = guide_of(config, ranks=ranks)
