@@ -274,6 +274,27 @@ def test_an_encoder_folder_is_loaded(make_encoder, make_tiles, tmp_path) -> None
     assert json.loads((tmp_path / "out" / "result.json").read_text())["format"] == "evaluation/1"
 
 
+OWN = """
+import torch
+
+FACTS = {"tile_px": 32, "mpp": 0.5, "mean": (0, 0, 0), "std": (1, 1, 1), "width": 6}
+
+def module(): return torch.nn.Sequential(torch.nn.Conv2d(3, 6, 32), torch.nn.Flatten()), FACTS
+def function(): return (lambda image: image.mean((2, 3))), {**FACTS, "width": 3}
+"""
+
+
+def test_a_network_that_is_not_ours_is_scored_beside_its_untrained_self(
+    make_tiles, tmp_path
+) -> None:
+    (tmp_path / "own.py").write_text(OWN)
+    torch.manual_seed(0)
+    result = evaluate_encoder(f"{tmp_path}/own.py:module", make_tiles(), tmp_path / "out", **SMALL)
+    assert {"encoder", "untrained", "colour_texture"} <= {score.model for score in result.scores}
+    with pytest.raises(EncoderError, match=r"no untrained floor.*Return a torch.nn.Module"):
+        evaluate_encoder(f"{tmp_path}/own.py:function", make_tiles(), tmp_path / "o", **SMALL)
+
+
 def test_refuses_before_embedding(make_encoder, make_tiles, tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(evaluate, "tile_features", lambda *_a, **_k: pytest.fail("embedded"))
     with pytest.raises(LabelledDataError, match="got k=99"):

@@ -74,7 +74,7 @@ def embed_tiles_command(
 @app.command()
 def evaluate(
     encoder: Annotated[
-        Path, typer.Option(help="Encoder folder such as RUN/encoder, or anlage-tiny.")
+        Path, typer.Option(help="RUN/encoder, or any other form that `anlage encoders` names.")
     ],
     data: Annotated[
         Path, typer.Option(help="Labelled tiles: a CSV, or a folder with one folder a class.")
@@ -88,12 +88,23 @@ def evaluate(
         Path | None,
         typer.Option(help="CSV of cases and sides (fold_0 ... of train/val/test, split, or fold)."),
     ] = None,
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Let the encoder's repository run its code.")
+    ] = False,
 ) -> None:
     """Probe a frozen encoder on labelled tiles, split by case, beside honest floors."""
     from anlage.evaluation.evaluate import evaluate_encoder
 
     log_to(output / "anlage.log")
-    result = evaluate_encoder(encoder, data, output, seed=seed, k=neighbours, splits=splits)
+    result = evaluate_encoder(
+        encoder,
+        data,
+        output,
+        seed=seed,
+        k=neighbours,
+        splits=splits,
+        trust_remote_code=trust_remote_code,
+    )
     for line in result.summary():
         print(line)
     print(f"result: {output / 'result.json'}")

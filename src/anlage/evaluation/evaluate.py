@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from anlage.encoders.folder import load_encoder
+from anlage.encoders.open_encoder import open_encoder
 from anlage.encoders.tile_encoder import TileEncoder
 from anlage.errors import LabelledDataError
 from anlage.evaluation.features import TileFeatures, tile_features
@@ -64,6 +64,7 @@ def evaluate_encoder(
     cost: float = 0.1,
     batch_size: int = 64,
     device: str = "cpu",
+    trust_remote_code: bool = False,
 ) -> EvaluationResult:
     """Score an encoder with a linear and a kNN probe, beside what needs no pretraining.
 
@@ -73,7 +74,7 @@ def evaluate_encoder(
     for the same encoder, data and settings it is returned as it is.
 
     Args:
-        encoder: The encoder, or its folder.
+        encoder: The encoder, its folder, or whatever else ``open_encoder`` takes.
         data: Labelled tiles, or the CSV or folder ``LabelledTiles.open`` reads.
         output: Folder for the files.
         seed: Of the untrained floor, the resamples and ``grouped-folds``.
@@ -85,7 +86,8 @@ def evaluate_encoder(
         k: Neighbours of the kNN probe.
         cost: Weight of the data in the linear probe (scikit-learn's ``C``).
         batch_size: Tiles of a forward pass.
-        device: Where an encoder given as a folder runs.
+        device: Where an encoder given by name runs.
+        trust_remote_code: See ``open_encoder``.
 
     Returns:
         The result, as stored.
@@ -98,7 +100,8 @@ def evaluate_encoder(
     """
     _check_numbers(n_resamples=n_resamples, cost=cost)
     tiles = data if isinstance(data, LabelledTiles) else LabelledTiles.open(data)
-    encoder = encoder if isinstance(encoder, TileEncoder) else load_encoder(encoder, device=device)
+    if not isinstance(encoder, TileEncoder):
+        encoder = open_encoder(encoder, device=device, trust_remote_code=trust_remote_code)
     output = Path(output)
     given, sha256 = splits_of_file(tiles, splits, k=k) if splits is not None else ([], None)
     settings: dict[str, Any] = {
