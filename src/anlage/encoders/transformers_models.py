@@ -168,8 +168,8 @@ def _loaded(
         msg = f"its weights lack {first!r}, or have it in another shape. Choose another revision."
         raise EncoderError(source, msg)
     unused = sorted(told["unexpected_keys"])
-    notes = [f"Left out {len(unused)} tensors that AutoModel has no place for, such as {unused[0]}"]
-    return model.eval(), notes if unused else []
+    notes = [f"Left out, for AutoModel has no place for it: {name}" for name in unused]
+    return model.eval(), notes
 
 
 def _asked(ask: Callable[[], Any], source: str) -> Any:  # noqa: ANN401 - whatever is asked for
