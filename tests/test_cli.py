@@ -32,7 +32,7 @@ COMMANDS = [
         ("bench", "io"),
         ("masks",),
     ),
-    *(("masks", "show"), ("masks", "export"), ("import-run",)),
+    *(("masks", "show"), ("masks", "export"), ("import-run",), ("export",), ("explain",)),
     *(("bags", name) for name in ("list", "verify", "convert", "adopt")),
 ]
 

@@ -41,7 +41,7 @@ def attention_maps(model: VisionTransformer, image_B3HW: Tensor, *, block: int =
     """
     noted = noted_pass(model, image_B3HW, blocks=[block], who="attention_maps")
     share_BHN = class_attention(noted.layers[0])[..., 1 + model.n_registers :]
-    return share_BHN.unflatten(-1, noted.grid)
+    return share_BHN.reshape(*share_BHN.shape[:2], *noted.grid)
 
 
 def class_attention(layer: NotedAttention) -> Tensor:

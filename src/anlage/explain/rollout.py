@@ -58,18 +58,18 @@ def rollout_map(noted: NotedPass, *, n_registers: int) -> Tensor:
     share_BS[:, 0] = 1
     for layer in reversed(noted.layers):
         share_BS = RESIDUAL * share_BS + (1 - RESIDUAL) * _through(share_BS, layer)
-    return share_BS[:, 1 + n_registers :].unflatten(-1, noted.grid)
+    return share_BS[:, 1 + n_registers :].reshape(-1, *noted.grid)
 
 
 def _through(share_BS: Tensor, layer: NotedAttention) -> Tensor:
     """``share @ mean over heads of attention``, image by image."""
     query_BHSE, key_BHSE = layer.query_and_key()
     n_heads, n_tokens, width = query_BHSE.shape[1:]
-    step = max(CHUNK // (n_heads * n_tokens), 1)
+    step = max(CHUNK // (n_heads * n_tokens), 1)  # rows of attention at a time
     passed_BS = torch.zeros_like(share_BS)
     for image in range(len(share_BS)):
         key_HES = key_BHSE[image].transpose(1, 2) / math.sqrt(width)
-        for index_C in share_BS[image].nonzero()[:, 0].split(step):
+        for index_C in torch.split(share_BS[image].nonzero()[:, 0], step):
             attention_HCS = (query_BHSE[image][:, index_C] @ key_HES).softmax(dim=-1)
             share_C = share_BS[image, index_C] / n_heads
             passed_BS[image] += torch.einsum("c,hcs->s", share_C, attention_HCS)

@@ -37,13 +37,15 @@ def test_timm_gives_the_same_embedding(tmp_path, variant) -> None:
     assert "Opened with timm" in written.checked
 
 
+@pytest.mark.parametrize("antialias", [True, False])
 @torch.no_grad()
-def test_tiles_of_another_size_than_the_position_grid(tmp_path) -> None:
-    encoder = weighty_encoder(tile_px=48)
-    export_encoder(encoder, tmp_path / "out", to="timm")
-    model, image = as_timm_users_do(tmp_path / "out", make_pixels(2, size_px=48))
-    assert image.shape == (2, 3, 48, 48)
-    wanted = encoder.embed(make_pixels(2, size_px=48))
+def test_tiles_of_another_size_than_the_position_grid(tmp_path, antialias) -> None:
+    encoder = weighty_encoder(tile_px=24, antialias=antialias)
+    written = export_encoder(encoder, tmp_path / "out", to="timm")
+    assert len(written.notes) == (0 if antialias else 1)
+    model, image = as_timm_users_do(tmp_path / "out", make_pixels(2, size_px=24))
+    assert image.shape == (2, 3, 24, 24)
+    wanted = encoder.embed(make_pixels(2, size_px=24))
     torch.testing.assert_close(model(image), wanted, atol=1e-5, rtol=1e-5)
 
 
@@ -71,6 +73,11 @@ def test_dual_patch_norm_is_refused_with_the_reason(tmp_path) -> None:
     with pytest.raises(EncoderError, match=r"no norm before the patch projection.*--to onnx"):
         export_encoder(weighty_encoder(dual_patch_norm=True), tmp_path / "out", to="timm")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_another_epsilon_is_refused_with_the_reason(tmp_path) -> None:
+    with pytest.raises(EncoderError, match=r"have an epsilon of 1e-06, these 1e-12"):
+        export_encoder(weighty_encoder(norm_eps=1e-12), tmp_path / "out", to="timm")
 
 
 @pytest.mark.parametrize("width", [24, 384, 1280, 1536, 1664])

@@ -42,12 +42,13 @@ def test_transformers_gives_the_same_embedding(tmp_path, variant) -> None:
     assert "Opened with transformers" in written.checked
 
 
+@pytest.mark.parametrize("antialias", [True, False])
 @torch.no_grad()
-def test_positions_are_brought_to_the_grid_of_the_tiles(tmp_path) -> None:
-    encoder = weighty_encoder(tile_px=48)
+def test_positions_are_brought_to_the_grid_of_the_tiles(tmp_path, antialias) -> None:
+    encoder = weighty_encoder(tile_px=24, antialias=antialias, norm_eps=0.01)
     written = export_encoder(encoder, tmp_path / "out", to="hf")
-    assert "from 4 x 4 patches to those of 48 px" in written.notes[0]
-    pixels = make_pixels(2, size_px=48)
+    assert "from 4 x 4 patches to those of 24 px" in written.notes[0]
+    pixels = make_pixels(2, size_px=24)
     processor = AutoImageProcessor.from_pretrained(tmp_path / "out")
     found = opened(tmp_path / "out")(**processor(pictures(pixels), return_tensors="pt"))
     torch.testing.assert_close(found.pooler_output, encoder.embed(pixels), atol=1e-5, rtol=1e-5)

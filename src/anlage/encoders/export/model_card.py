@@ -32,7 +32,7 @@ FACTS = (
     ("tiles_seen", "tiles seen"),
     ("step", "training step"),
     ("preset", "preset"),
-    ("hub", "published at"),
+    ("repo", "published at"),
     ("revision", "revision"),
 )
 
@@ -131,7 +131,6 @@ def _input_rows(encoder: TileEncoder) -> Iterator[tuple[str, str]]:
 
 
 def _architecture_rows(encoder: TileEncoder, sizes: EncoderSizes) -> Iterator[tuple[str, str]]:
-    n_parameters = sum(parameter.numel() for parameter in encoder.model.parameters())
     yield "patch", f"{sizes.patch_px} px"
     yield "width, depth", f"{sizes.width}, {sizes.depth}"
     yield "attention heads", str(n_heads_of(encoder))
@@ -144,7 +143,7 @@ def _architecture_rows(encoder: TileEncoder, sizes: EncoderSizes) -> Iterator[tu
         "dual patch norm": sizes.has_dual_patch_norm,
     }
     yield "also", ", ".join(name for name, is_there in parts.items() if is_there) or "nothing else"
-    yield "parameters", f"{n_parameters:,}"
+    yield "parameters", f"{encoder.n_parameters:,}"
 
 
 def _trained_on(provenance: Mapping[str, Any]) -> list[str]:

@@ -32,7 +32,7 @@ def refuse_push(
     if provenance.get("gated"):
         msg = (
             "would pass on weights whose owners ask everybody for consent first "
-            f"({provenance.get('hub', 'gated')}). Point to their page instead."
+            f"({provenance.get('repo', 'gated')}). Point to their page instead."
         )
         raise EncoderError(repository, msg)
     if public and not licence:

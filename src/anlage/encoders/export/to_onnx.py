@@ -18,8 +18,13 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from anlage.encoders.adapt import adapt_position_grid
-from anlage.encoders.export.written import Written, largest_difference, pooled, trial_tiles
+from anlage.encoders.export.written import (
+    Written,
+    largest_difference,
+    pooled,
+    positions_of_tiles,
+    trial_tiles,
+)
 from anlage.encoders.tile_encoder import TileEncoder
 from anlage.errors import EncoderError
 
@@ -52,8 +57,7 @@ class PooledEncoder(nn.Module):
         self.encoder = encoder
         self.model = copy.deepcopy(encoder.model).cpu().eval()
         edge = encoder.config.tile_px // self.model.patch_px
-        position_1ND = adapt_position_grid(self.model.pos_embed.detach(), to_grid=(edge, edge))
-        self.model.pos_embed = nn.Parameter(position_1ND)
+        self.model.pos_embed = nn.Parameter(positions_of_tiles(encoder))
         self.model.grid = (edge, edge)
         transform = torch.tensor([encoder.config.mean, encoder.config.std]) * 255
         mean, std = transform.view(2, 1, 3, 1, 1)

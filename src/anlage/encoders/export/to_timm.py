@@ -10,14 +10,17 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
+from torch import Tensor
 
 from anlage.encoders.encoder_sizes import EncoderSizes
 from anlage.encoders.export.written import (
     Written,
     largest_difference,
     n_heads_of,
+    norm_eps_of,
     normalised,
     pooled,
+    positions_of_tiles,
     refuse_what_cannot_be_said,
     sizes_of,
     trial_tiles,
@@ -25,6 +28,7 @@ from anlage.encoders.export.written import (
 from anlage.encoders.tile_encoder import TileEncoder
 
 LIBRARY = "timm"
+TIMM_EPS = 1e-6
 PLAIN, SCALED = "vit_small_patch16_224", "vit_small_patch14_reg4_dinov2"
 GATED = "vit_giant_patch14_reg4_dinov2"
 USAGE = """\
@@ -59,27 +63,51 @@ def write_timm(encoder: TileEncoder, folder: Path) -> Written:
         EncoderError: If timm cannot express the encoder, or opens it to other embeddings.
     """
     sizes = sizes_of(encoder)
-    reasons = ["timm has no norm before the patch projection (dual patch norm)"]
-    refuse_what_cannot_be_said(LIBRARY, reasons if sizes.has_dual_patch_norm else [])
+    reasons = []
+    if sizes.has_dual_patch_norm:
+        reasons.append("timm has no norm before the patch projection (dual patch norm)")
+    if norm_eps_of(encoder) != TIMM_EPS:
+        eps = norm_eps_of(encoder)
+        reasons.append(f"timm's LayerNorms have an epsilon of {TIMM_EPS:g}, these {eps:g}")
+    refuse_what_cannot_be_said(LIBRARY, reasons)
+    weights = _weights(encoder)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    text = json.dumps(_config(encoder, sizes), indent=2, allow_nan=False)
+    (folder / "config.json").write_text(text + "\n", encoding="utf-8")
+    is_cls = encoder.config.pooling == "cls"
+    return Written(
+        library=LIBRARY,
+        usage=USAGE + (CLS if is_cls else CLS_MEAN).format(width=encoder.width),
+        notes=_notes(encoder),
+        checked=_checked(encoder, folder),
+    )
+
+
+def _notes(encoder: TileEncoder) -> tuple[str, ...]:
+    notes = []
+    if encoder.config.pooling == "cls+mean":
+        notes.append(
+            "timm pools the class token alone; this encoder's embedding also holds the mean of the "
+            "patch tokens, which your code must add as shown."
+        )
+    if not encoder.model.antialias:
+        notes.append(
+            f"Positions were resampled to those of {encoder.config.tile_px} px tiles; at other "
+            "sizes timm resamples them with antialiasing, and anlage without."
+        )
+    return tuple(notes)
+
+
+def _weights(encoder: TileEncoder) -> dict[str, Tensor]:
+    """In timm's names, which are ours; timm resamples positions with antialiasing alone."""
     weights = {
         name: tensor.detach().cpu().contiguous()
         for name, tensor in encoder.model.state_dict().items()
         if name != "mask_token"
     }
-    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    text = json.dumps(_config(encoder, sizes), indent=2, allow_nan=False)
-    (folder / "config.json").write_text(text + "\n", encoding="utf-8")
-    is_cls = encoder.config.pooling == "cls"
-    left_to_user = (
-        "timm pools the class token alone; this encoder's embedding also holds the mean of the "
-        "patch tokens, which your code must add as shown."
-    )
-    return Written(
-        library=LIBRARY,
-        usage=USAGE + (CLS if is_cls else CLS_MEAN).format(width=encoder.width),
-        notes=() if is_cls else (left_to_user,),
-        checked=_checked(encoder, folder),
-    )
+    if not encoder.model.antialias:
+        weights["pos_embed"] = positions_of_tiles(encoder).contiguous()
+    return weights
 
 
 def _config(encoder: TileEncoder, sizes: EncoderSizes) -> dict[str, Any]:
@@ -115,8 +143,9 @@ def _model_args(encoder: TileEncoder, sizes: EncoderSizes) -> dict[str, Any]:
     is_gated = sizes.feed_forward == "swiglu"
     fc1 = sizes.hidden * (2 if is_gated else 1)
     takes_off = {"init_values": None} if is_gated and not sizes.has_layer_scale else {}
+    grid_px = encoder.model.grid[0] * sizes.patch_px
     return {
-        "img_size": sizes.grid[0] * sizes.patch_px,
+        "img_size": grid_px if encoder.model.antialias else encoder.config.tile_px,
         "patch_size": sizes.patch_px,
         "embed_dim": sizes.width,
         "depth": sizes.depth,

@@ -17,14 +17,15 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from anlage.encoders.adapt import adapt_position_grid
 from anlage.encoders.encoder_sizes import EncoderSizes
 from anlage.encoders.export.written import (
     Written,
     largest_difference,
     n_heads_of,
+    norm_eps_of,
     normalised,
     pooled,
+    positions_of_tiles,
     refuse_what_cannot_be_said,
     sizes_of,
     trial_tiles,
@@ -151,8 +152,7 @@ def whole_ratio(sizes: EncoderSizes) -> int | None:
 
 def _weights(encoder: TileEncoder, sizes: EncoderSizes) -> dict[str, Tensor]:
     state = {name: tensor.detach().cpu() for name, tensor in encoder.model.state_dict().items()}
-    edge = encoder.config.tile_px // sizes.patch_px
-    state["pos_embed"] = adapt_position_grid(state["pos_embed"], to_grid=(edge, edge))
+    state["pos_embed"] = positions_of_tiles(encoder)
     return in_their_names(state, sizes=sizes)
 
 
@@ -167,7 +167,7 @@ def _config(encoder: TileEncoder, sizes: EncoderSizes) -> dict[str, Any]:
         "num_attention_heads": n_heads_of(encoder),
         "mlp_ratio": whole_ratio(sizes),
         "hidden_act": "gelu",
-        "layer_norm_eps": 1e-6,
+        "layer_norm_eps": norm_eps_of(encoder),
         "image_size": encoder.config.tile_px,
         "patch_size": sizes.patch_px,
         "num_channels": 3,

@@ -14,6 +14,7 @@ from anlage.encoders.encoder_sizes import EncoderSizes, encoder_sizes
 from anlage.encoders.tile_encoder import TileEncoder
 from anlage.errors import EncoderError
 from anlage.models.layers.attention import SelfAttention
+from anlage.models.layers.position_embedding import resize_positions
 
 TOLERANCE = 1e-4  # of embeddings of size 1, in float32
 N_TILES = 3
@@ -39,6 +40,23 @@ class Written:
 def sizes_of(encoder: TileEncoder) -> EncoderSizes:
     """The sizes of the encoder's transformer, read from its tensors."""
     return encoder_sizes(encoder.model.state_dict(), path="the encoder")
+
+
+def positions_of_tiles(encoder: TileEncoder) -> Tensor:
+    """Positions at the grid of the encoder's tiles, resampled as it does: (1, N, D)."""
+    model = encoder.model
+    edge = encoder.config.tile_px // model.patch_px
+    return resize_positions(
+        model.pos_embed.detach().cpu(),
+        from_grid=model.grid,
+        to_grid=(edge, edge),
+        antialias=model.antialias,
+    )
+
+
+def norm_eps_of(encoder: TileEncoder) -> float:
+    """Epsilon of the LayerNorms of blocks and of the last one."""
+    return encoder.model.norm.eps
 
 
 def n_heads_of(encoder: TileEncoder) -> int:
