@@ -3,10 +3,11 @@
 #
 #   benchmarks/gpu.sh [OUT [SLIDE]]   the gpu tests, then the demo with its times and peak memory;
 #                                     then the loader, if a slide is given
-#   benchmarks/gpu.sh MODEL [OUT]     pretraining of vit-s14, vit-b14, vit-l14, vit-h14 or vit-g14,
-#                                     from tensors and from slides, at most 4 minutes each; rows go
-#                                     to docs/benchmarks.md, JSON to OUT. SLIDES names a catalogue
-#                                     or slides in place of the bundled ones, THREADS the loader's.
+#   benchmarks/gpu.sh MODEL [OUT]     pretraining of vit-s14, vit-b14, vit-l14, vit-h14, vit-g14,
+#                                     vit-h14-float8 or vit-g14-float8, from tensors and from
+#                                     slides, at most 4 minutes each; rows go to docs/benchmarks.md,
+#                                     JSON to OUT. SLIDES names a catalogue or slides in place of
+#                                     the bundled ones, THREADS the loader's.
 #
 # GPU_SH_DRY=1 prints what a MODEL would run, and runs nothing.
 set -euo pipefail
@@ -25,15 +26,17 @@ bench_model() {
     vit-s14) changes+=(model.size=vit-s14 batch_size=320) ;;
     vit-b14) changes+=(model.size=vit-s14 model.width=768 model.n_heads=12 batch_size=160) ;;
     vit-l14) changes+=(model.size=vit-l14-reg4 model.n_registers=0 batch_size=64) ;;
-    vit-h14) changes+=(model.size=vit-h14-reg4 batch_size=28) ;;
-    vit-g14)
+    vit-h14 | vit-h14-float8) changes+=(model.size=vit-h14-reg4 batch_size=28) ;;
+    vit-g14 | vit-g14-float8)
         changes+=(model.size=vit-g14 model.stochastic_depth=0.4 engine.recompute=full batch_size=96)
         ;;
     *)
-        echo "gpu.sh: needs vit-s14, vit-b14, vit-l14, vit-h14 or vit-g14; got $model." >&2
+        echo "gpu.sh: needs vit-s14, vit-b14, vit-l14, vit-h14, vit-g14, vit-h14-float8 or" \
+            "vit-g14-float8; got $model." >&2
         return 2
         ;;
     esac
+    if [[ $model == *-float8 ]]; then changes+=(engine.linears=float8); fi
     local sets=()
     for change in "${changes[@]}"; do sets+=(--set "$change"); done
     for source in tensors slides; do

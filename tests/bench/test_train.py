@@ -278,7 +278,10 @@ def after(words: Sequence[str], option: str) -> list[str]:
 @pytest.mark.parametrize(
     ("model", "millions"),
     # published sizes of the encoders; of H the SwiGLU form of Virchow2
-    [("vit-s14", 22), ("vit-b14", 86), ("vit-l14", 303), ("vit-h14", 631), ("vit-g14", 1135)],
+    [
+        *(("vit-s14", 22), ("vit-b14", 86), ("vit-l14", 303), ("vit-h14", 631), ("vit-g14", 1135)),
+        *(("vit-h14-float8", 631), ("vit-g14-float8", 1135)),
+    ],
 )
 def test_the_gpu_script_asks_for_what_the_recipe_knows(model: str, millions: int) -> None:
     commands = commands_of(model)
@@ -289,6 +292,7 @@ def test_the_gpu_script_asks_for_what_the_recipe_knows(model: str, millions: int
         assert (config.views.global_px, config.views.local_px, config.views.n_local) == (224, 98, 8)
         assert config.head.n_prototypes == 65_536
         assert config.precision == "bf16"
+        assert config.engine.linears == ("float8" if model.endswith("float8") else "plain")
         plan = plan_of(config)
         assert plan.encoder_parameters / 1e6 == pytest.approx(millions, rel=0.02)
         assert plan.stages[0].memory.total < 75e9

@@ -11,6 +11,7 @@ from anlage.training.section import Section
 Kind = Literal["auto", "single", "ddp", "fsdp2", "hsdp"]
 Recompute = Literal["none", "selective", "full"]
 Compile = Literal["none", "blocks", "graphs"]
+Linears = Literal["plain", "float8"]
 
 
 class Engine(Section):
@@ -28,6 +29,9 @@ class Engine(Section):
         compile: ``none``; ``blocks``, torch.compile of each block and of the heads' MLPs, to one
             graph each, as shapes stay the same from step to step; or ``graphs``, the same replayed
             as CUDA graphs (on a GPU, where nothing is sharded; not verified on one).
+        linears: What the linear layers of the student's blocks multiply in: ``plain`` (as
+            ``precision`` says) or ``float8`` (extra ``float8``; for blocks of 1280 or wider on a
+            GPU of compute capability 8.9 or more; not verified on one).
         timeout_s: Longest that a rank waits for the others, seconds.
     """
 
@@ -35,6 +39,7 @@ class Engine(Section):
     shard_over: PositiveInt | None = None
     recompute: Recompute = "none"
     compile: Compile = "none"
+    linears: Linears = "plain"
     timeout_s: PositiveFloat = 600.0
 
     @model_validator(mode="after")

@@ -16,6 +16,7 @@ from anlage.training.checkpoint import SavedCheckpoint
 from anlage.training.checkpoint_index import flat_tensors
 from anlage.training.compiled import compile_parts
 from anlage.training.distill import Guide, guide_of
+from anlage.training.float8 import refuse_without_float8, use_float8
 from anlage.training.networks import EncoderWithHeads, Pupil, frozen_copy
 from anlage.training.objective_config import Gram
 from anlage.training.optimizer import build_optimizer, make_room, optimizer_state
@@ -187,8 +188,9 @@ def fresh_training(
     Raises:
         EncoderError: If the weights named cannot be read or do not fit.
         CheckpointError: If the run named has other networks.
-        DeviceError: If CUDA graphs are asked for elsewhere than on CUDA.
+        DeviceError: If the device lacks what ``engine`` asks for: CUDA graphs, float8 products.
         DistributedError: If the ranks cannot be laid out as ``engine`` says.
+        RecipeError: If float8 is asked for and torchao, bf16 or fitting layers are not there.
     """
     dtype = autocast_dtype(config.precision, device)
     layout = Layout.of(config.engine, ranks, device, dtype=dtype)
@@ -243,6 +245,9 @@ def _lay_out(
     # a parameter that gets no gradient would keep DDP waiting for it
     if not config.objective.uses_patches or guide is not None:
         student.encoder.mask_token.requires_grad = False
+    if config.engine.linears == "float8":  # the teacher's stay plain, as they are in its encoder
+        refuse_without_float8(student.encoder.cls_token.device, layout.dtype)
+        use_float8(student.encoder)
     if config.engine.compile != "none":
         for network in networks:
             compile_parts(network.parts().values(), replays=config.engine.compile == "graphs")

@@ -11,7 +11,6 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
 Linear = Callable[[Tensor], Tensor]
@@ -90,5 +89,5 @@ def with_gain(layer: nn.Linear, gain: nn.Module) -> Linear:
     """
     if isinstance(gain, nn.Identity):
         return layer
-    weight_DF, bias_D = gain(layer.weight.T).T, gain(layer.bias)
-    return lambda rows_TF: functional.linear(rows_TF, weight_DF, bias_D)
+    scaled = {"weight": gain(layer.weight.T).T, "bias": gain(layer.bias)}
+    return lambda rows_TF: torch.func.functional_call(layer, scaled, (rows_TF,))
