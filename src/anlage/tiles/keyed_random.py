@@ -33,6 +33,7 @@ class Purpose(IntEnum):
     REGION = 3
     WINDOW = 4
     LANE = 5
+    LIST = 6
 
 
 def uniforms(n: int, *, seed: int, g: int, purpose: Purpose, item: int = 0) -> Floats:

@@ -23,7 +23,8 @@ from anlage.slides.regions import PendingTiles, start_tiles
 from anlage.tiles.filters import TileFilter
 from anlage.tiles.handles import SharedSlide, SlideHandles
 from anlage.tiles.quarantine import ReadError
-from anlage.tiles.sampling import TileRequest, TileSampler
+from anlage.tiles.sampling import TileRequest
+from anlage.tiles.tile_draws import TileDraws
 from anlage.tiles.urgent_first import UrgentFirst
 from anlage.tiles.window_reads import (
     GrowingBatch,
@@ -74,7 +75,7 @@ class RegionReads:
     def __init__(
         self,
         catalogue: Catalogue,
-        sampler: TileSampler,
+        sampler: TileDraws,
         handles: SlideHandles,
         *,
         threads: int,

@@ -27,7 +27,8 @@ from anlage.tiles.filters import TileFilter
 from anlage.tiles.handles import SlideHandles
 from anlage.tiles.quarantine import ErrorPolicy, QuarantineJournal
 from anlage.tiles.region_reads import RegionReads, TileSettings
-from anlage.tiles.sampling import TileRequest, TileSampler
+from anlage.tiles.sampling import TileRequest
+from anlage.tiles.tile_draws import TileDraws
 from anlage.tiles.window_reads import GrowingBatch, Share
 
 LOGGER = logging.getLogger(__name__)
@@ -79,7 +80,7 @@ class TileStream:
     def __init__(
         self,
         catalogue: Catalogue,
-        sampler: TileSampler,
+        sampler: TileDraws,
         *,
         threads: int = 2,
         prefetch: int = 3,

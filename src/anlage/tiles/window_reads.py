@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from anlage.tiles.quarantine import ReadError
-from anlage.tiles.sampling import TileRequest, TileSampler
+from anlage.tiles.sampling import TileRequest
+from anlage.tiles.tile_draws import TileDraws
 from anlage.tiles.windows import batch_indices
 
 
@@ -75,7 +76,7 @@ class RegionNeed:
     n_tiles: int
 
 
-def regions_needed(sampler: TileSampler, share: Share) -> Iterator[RegionNeed]:
+def regions_needed(sampler: TileDraws, share: Share) -> Iterator[RegionNeed]:
     """The regions of a share, window by window, in the order in which they are first needed."""
     n_steps = sampler.steps_per_window
     step = share.first_step

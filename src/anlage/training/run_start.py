@@ -26,6 +26,7 @@ SOURCES = {
     "init": "weights to start from",
     "distilled_from": "teacher",
     "watched": "watched tiles",
+    "tile_list": "tile list",
 }
 
 

@@ -9,16 +9,19 @@ import pyarrow as pa
 
 from anlage.errors import CatalogueError
 from anlage.slides.catalogue import Catalogue
+from anlage.tiles.listed_sampling import sampler_from_list
 from anlage.tiles.magnification import ContinuousMpp
 from anlage.tiles.quarantine import JOURNAL, ErrorPolicy
-from anlage.tiles.sampling import TileSampler, sampler_from_catalogue
+from anlage.tiles.sampling import sampler_from_catalogue
 from anlage.tiles.stream import TileStream
+from anlage.tiles.tile_draws import TileDraws
+from anlage.tiles.tile_list import TileList, read_tile_list
 from anlage.training.tile_config import TilePretrainConfig
 from anlage.training.tile_source import MagnificationRange
 
 
-def tile_sampler(config: TilePretrainConfig, slides: Catalogue) -> TileSampler:
-    """What a run draws: a function of its recipe and its slides alone.
+def tile_sampler(config: TilePretrainConfig, slides: Catalogue) -> TileDraws:
+    """What a run draws: a function of its recipe, its slides and its tile list alone.
 
     Args:
         config: The resolved recipe.
@@ -26,8 +29,22 @@ def tile_sampler(config: TilePretrainConfig, slides: Catalogue) -> TileSampler:
 
     Raises:
         TrainingError: If no slide gives tiles at some resolution.
-        CatalogueError: If the recipe balances over a column that is not there, or over lists.
+        CatalogueError: If the recipe balances over a column that is not there, or over lists; or
+            its tile list cannot be used.
     """
+    drawn = config.tiles.magnifications
+    tiles = tile_list_of(config)
+    if tiles is not None:
+        assert not isinstance(drawn, MagnificationRange), "checked by TileSource"
+        return sampler_from_list(
+            slides,
+            tiles,
+            path=str(config.tiles.list),
+            seed=config.seed,
+            size_px=config.views.source_px,
+            batch_size=config.batch_size,
+            magnifications=drawn,
+        )
     balance = {column: alpha for column, alpha in config.tiles.balance.items() if alpha > 0}
     missing = sorted(balance.keys() - set(slides.column_names))
     if missing:
@@ -44,7 +61,6 @@ def tile_sampler(config: TilePretrainConfig, slides: Catalogue) -> TileSampler:
             f"needs columns of single values for tiles.balance; {', '.join(nested)} hold lists or "
             "structs. Balance over other columns.",
         )
-    drawn = config.tiles.magnifications
     if isinstance(drawn, MagnificationRange):
         magnifications: ContinuousMpp | dict[float, float] = ContinuousMpp(
             drawn.low, drawn.high, drawn.law
@@ -62,6 +78,15 @@ def tile_sampler(config: TilePretrainConfig, slides: Catalogue) -> TileSampler:
         balance=balance,
         base=config.tiles.base,
     )
+
+
+def tile_list_of(config: TilePretrainConfig) -> TileList | None:
+    """The list that a recipe draws from; None if it names none.
+
+    Raises:
+        CatalogueError: If it cannot be read.
+    """
+    return None if config.tiles.list is None else read_tile_list(config.tiles.list)
 
 
 def tile_stream(

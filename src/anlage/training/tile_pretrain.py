@@ -35,7 +35,7 @@ from anlage.training.run_watch import RunWatch
 from anlage.training.step_meters import StepMeters
 from anlage.training.stopping import stop_on_signals
 from anlage.training.tile_config import TilePretrainConfig
-from anlage.training.tile_feed import tile_sampler, tile_stream
+from anlage.training.tile_feed import tile_list_of, tile_sampler, tile_stream
 from anlage.training.trackers import refuse_missing_trackers
 from anlage.training.train_step import launch_step
 from anlage.training.training_state import Training, fresh_training
@@ -116,6 +116,8 @@ def pretrain_tiles(
     refuse_uneven(config, ranks)
     slides = usable_slides(config, catalogue)
     record = run_record(config, slides, n_ranks=ranks.world_size)
+    if (tiles := tile_list_of(config)) is not None:
+        record["tile_list"] = {"source": config.tiles.list, "sha256": tiles.fingerprint}
     if not resume:
         ranks.from_main(lambda: refuse_existing_run(run_dir))  # before anything in it is touched
     with ExitStack() as held:

@@ -45,6 +45,8 @@ class TileSource(Section):
     """Which tiles are drawn and how they are read; their edge is ``views.source_px``.
 
     Attributes:
+        list: Tile list (``anlage curate``) that all tiles are drawn from, by its weights; then no
+            mask is looked at, and ``magnifications`` are those of the list. None for all tissue.
         magnifications: Shares of the resolutions, µm per pixel -> weight; or ``{low, high, law}``.
         min_tissue: Smallest tissue fraction of a tile, 0 to 1.
         split: Only slides with this value in the catalogue's ``split`` column; None for all.
@@ -61,6 +63,7 @@ class TileSource(Section):
         colour: ``stored``, or ``srgb`` by each slide's ICC profile, where it has one.
     """
 
+    list: str | None = None
     magnifications: Annotated[
         Annotated[dict[PositiveFloat, PositiveFloat], Tag("(shares)")]
         | Annotated[MagnificationRange, Tag("(range)")],
@@ -100,4 +103,24 @@ class TileSource(Section):
         if blur is not None and blur.mpp < self.coarsest_mpp:
             msg = f"filters.blur.mpp needs at least {self.coarsest_mpp:g}, the coarsest drawn"
             raise ValueError(msg)
+        return self
+
+    @model_validator(mode="after")
+    def _list_says_it_all(self) -> Self:
+        if self.list is None:
+            return self
+        rules = {
+            "magnifications as shares of its resolutions, such as {0.5: 1}": not isinstance(
+                self.magnifications, MagnificationRange
+            ),
+            "per_region=1, since its tiles do not lie beside each other": self.per_region == 1,
+            "base=slide; its weights say how often a tile is drawn": self.base == "slide",
+            "no balance (alphas of 0); its weights say how often a tile is drawn": not any(
+                self.balance.values()
+            ),
+        }
+        for rule, holds in rules.items():
+            if not holds:
+                msg = f"list needs {rule}"
+                raise ValueError(msg)
         return self
