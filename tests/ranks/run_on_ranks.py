@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import sys
+from functools import partial
 from pathlib import Path
 
 import torch
 
 from anlage.distributed import Ranks, process_group
-from anlage.training import tile_pretrain
+from anlage.training import tile_pretrain, training_state
+from anlage.training.compiled import compile_parts
 from micro_recipe import micro_config
 
 torch.set_num_threads(1)
@@ -31,6 +33,7 @@ def noted(tiles: list[str], ranks: Ranks) -> None:
 def main() -> None:
     catalogue, folder = Path(sys.argv[1]), Path(sys.argv[2])
     plan = json.loads(sys.argv[3])
+    training_state.compile_parts = partial(compile_parts, backend="aot_eager")  # quick to compile
     with process_group("cpu", timeout_s=60) as ranks:
         tiles: list[str] = []
         noted(tiles, ranks)
