@@ -13,6 +13,7 @@ import sys
 from anlage.cli import (  # each adds its commands to the application
     bags,
     demo,
+    embed_tiles,
     embedding,
     encoders,
     explain,
@@ -28,6 +29,7 @@ __all__ = [
     "app",
     "bags",
     "demo",
+    "embed_tiles",
     "embedding",
     "encoders",
     "explain",
