@@ -136,7 +136,11 @@ class Training:
         encoder = self.teacher.encoder
         if not self.layout.is_sharded:
             return encoder if self.ranks.is_main else None
-        weights = {name: whole(t).cpu() for name, t in encoder.state_dict().items()}
+        weights = {}
+        for name, tensor in encoder.state_dict().items():
+            gathered = whole(tensor)  # by all; kept by one
+            if self.ranks.is_main:
+                weights[name] = gathered.cpu()
         if not self.ranks.is_main:
             return None
         built = _undrawn_encoder(self.config)
