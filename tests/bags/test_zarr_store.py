@@ -179,6 +179,20 @@ def test_writer_killed_half_way_leaves_the_bag_before_it(tmp_path):
     assert_same(read_bag(place), make_bag("a"))
 
 
+def test_a_full_disk_is_a_plain_error_that_names_the_bag(tmp_path):
+    place = tmp_path / "a.zarr"
+    write_bag(place, make_bag("a"))
+    code = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (9000, 9000))\n"
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-c", code + WRITER, str(place), "1", "1"]
+    ended = subprocess.run(command, env=environment, check=False, capture_output=True, text=True)
+    assert ended.returncode == 1
+    told = ended.stderr.splitlines()[-1]
+    assert told == f"OSError: [Errno 27] write_bag: File too large: '{place}'"
+    assert_same(read_bag(place), make_bag("a"))
+    assert [path.name for path in tmp_path.iterdir()] == ["a.zarr"]
+
+
 def cut_shard(place):
     path = place / SHARD
     path.write_bytes(path.read_bytes()[:-50])

@@ -83,7 +83,7 @@ def verify_command(
         str | None, typer.Option(help="Catalogue to compare with: slides, tissue, missing bags.")
     ] = None,
     encoder: Annotated[
-        str | None, typer.Option(help="Encoder that the bags should be of (folder or preset).")
+        str | None, typer.Option(help="Encoder that the bags should be of: a folder or a name.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
@@ -142,7 +142,7 @@ def adopt_command(
     output: Output,
     encoder: Annotated[
         str | None,
-        typer.Option(help="Encoder to compare with: a folder or preset. Without one: no check."),
+        typer.Option(help="Encoder to compare with: a folder or a name. Without one: no check."),
     ] = None,
     coords: Coords = None,
     encoder_name: EncoderName = None,
@@ -208,9 +208,9 @@ def _given(
 
 
 def _load(encoder: str, device: str) -> TileEncoder:
-    from anlage.encoders.folder import load_encoder
+    from anlage.encoders.open_encoder import open_encoder
 
-    return load_encoder(encoder, device=device)
+    return open_encoder(encoder, device=device)
 
 
 def _end_by(refused: Sequence[AnlageError], *, n_done: int) -> None:
