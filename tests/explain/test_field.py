@@ -43,6 +43,14 @@ def test_a_place_of_a_slide_is_read_at_the_encoders_resolution() -> None:
     assert found.name == "hodgkin__HE.tiff at 100,50"
 
 
+def test_a_field_beyond_the_slide_is_told(caplog) -> None:
+    read_field(SLIDE, size_px=96, encoder_mpp=2.0, at=(100, 50))
+    assert not caplog.records
+    found = read_field(SLIDE, size_px=960, encoder_mpp=2.0, at=(100, 50))
+    assert "goes beyond the slide" in caplog.text
+    assert (found.pixels[-1] == 255).all()
+
+
 def test_a_place_of_a_slide_is_read_at_the_resolution_asked_for() -> None:
     found = read_field(SLIDE, size_px=64, encoder_mpp=2.0, at=(0, 0), mpp=3.0)
     with open_slide(SLIDE) as slide:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,9 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from anlage.errors import ResolutionError, SlideError
+from anlage.geometry import level0_px
 from anlage.slides.levels import read_tile
 from anlage.slides.reader import SlideReader, open_slide
 
+LOGGER = logging.getLogger(__name__)
 LARGEST_PICTURE_PX = 8192
 
 
@@ -86,6 +89,9 @@ def _of_slide(slide: SlideReader, at: tuple[int, int], *, size_px: int, mpp: flo
     if not (0 <= x < width and 0 <= y < height):
         msg = f"has {width} x {height} px; the place {x},{y} is outside. Name one inside it."
         raise SlideError(slide.path, msg)
+    edge = level0_px(size_px, mpp=mpp, slide_mpp=slide.mpp)
+    if x + edge > width or y + edge > height:
+        LOGGER.warning("%s: the field goes beyond the slide, where it is white", slide.path)
     pixels = read_tile(slide, x, y, size_px=size_px, mpp=mpp)
     name = f"{Path(slide.path).name} at {x},{y}"
     return Field(name=name, pixels=pixels, mpp=mpp, is_stated=True)
