@@ -3,6 +3,7 @@ import os
 import signal
 import subprocess
 import sys
+import tracemalloc
 from dataclasses import replace
 from pathlib import Path
 
@@ -262,7 +263,7 @@ def test_differences_leave_out_how_it_was_made():
 
 
 WRITER = """
-import os, pathlib, resource, signal, sys
+import os, resource, signal, sys
 import numpy as np
 from anlage.bags.store import Bag, write_bag
 from test_store import ATTRIBUTES
@@ -270,10 +271,10 @@ path, limit = sys.argv[1], int(sys.argv[2])
 if limit:
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
 else:
-    def half(self, data, write=pathlib.Path.write_bytes):
-        write(self, data[: len(data) // 2])
+    def half(number):
+        os.ftruncate(number, os.fstat(number).st_size // 2)
         os.kill(os.getpid(), signal.SIGKILL)
-    pathlib.Path.write_bytes = half
+    os.fsync = half
 try:
     write_bag(path, Bag("a", np.ones((9000, 64), np.float16), np.ones((9000, 2), int), ATTRIBUTES))
 except OSError as error:
@@ -307,6 +308,19 @@ def test_writer_killed_half_way_leaves_the_bag_before_it(tmp_path):
     write_bag(path, make_bag())
     assert run_writer(path).returncode == -signal.SIGKILL
     np.testing.assert_array_equal(read_bag(path).coords, make_bag().coords)
+
+
+def test_writing_takes_no_memory_for_features_that_are_stored_as_they_are(tmp_path):
+    features = np.random.default_rng(0).normal(size=(20_000, 256)).astype(np.float16)  # 10 MB
+    bag = Bag("a", features, np.arange(40_000).reshape(-1, 2), ATTRIBUTES)
+    tracemalloc.start()
+    try:
+        write_bag(tmp_path / "a.h5", bag)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 0.75 * features.nbytes  # the coordinates, and what is checked at a time
+    np.testing.assert_array_equal(read_bag(tmp_path / "a.h5").features, features)
 
 
 def test_a_bag_from_before_colours_were_said_is_of_stored_ones(tmp_path):

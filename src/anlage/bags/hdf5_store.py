@@ -39,7 +39,8 @@ def write_hdf5(path: Path, bag: Bag) -> None:
     """
 
     def fill(file: h5py.File) -> None:
-        feature_data = file.create_dataset("features", data=bag.features)
+        shape, dtype = bag.features.shape, bag.features.dtype
+        feature_data = file.create_dataset("features", shape, dtype)  # filled in as the last thing
         feature_data.attrs["name"] = bag.slide_id
         if bag.attributes.encoder_name:
             feature_data.attrs["encoder"] = bag.attributes.encoder_name
@@ -52,27 +53,37 @@ def write_hdf5(path: Path, bag: Bag) -> None:
         file.attrs["tile_level0_px"] = bag.attributes.tile_level0_px
         file.attrs["content_sha256"] = content_sha256(bag.features, bag.coords)
 
-    write_hdf5_whole(path, fill)
+    write_hdf5_whole(path, fill, last=("features", bag.features))
 
 
-def write_hdf5_whole(path: Path, fill: Callable[[h5py.File], None]) -> None:
+def write_hdf5_whole(
+    path: Path, fill: Callable[[h5py.File], None], *, last: tuple[str, NDArray[Any]] | None = None
+) -> None:
     """Write any HDF5 file whole or not at all.
 
-    It is built in memory and written in one piece, so that a full disk is a plain error.
+    It is built in memory and written by plain means, so that a full disk is a plain error.
 
     Args:
         path: File to make or replace.
         fill: Puts the content into it.
+        last: Name and values of a dataset that ``fill`` creates, contiguous, and leaves unwritten.
+            It comes to lie at the end of the file, and is not held in memory once more.
 
     Raises:
         OSError: If the disk is full or refuses; carries ``path``.
     """
-    memory = io.BytesIO()
+    memory, begins_at = io.BytesIO(), 0
     with h5py.File(memory, "w") as file:
         fill(file)
+        if last is not None and last[1].size:
+            file[last[0]][0] = last[1][0]  # a first row gives it its place, behind all else
+            begins_at = file[last[0]].id.get_offset()
     try:
-        with replace_whole(path) as beside:
-            beside.write_bytes(memory.getbuffer())
+        with replace_whole(path) as beside, beside.open("wb") as written:
+            written.write(memory.getbuffer())
+            if begins_at and last is not None:
+                written.seek(begins_at)
+                written.write(np.ascontiguousarray(last[1]).data)
     except OSError as error:
         raise OSError(error.errno, f"write_bag: {error.strerror}", str(path)) from error
 
