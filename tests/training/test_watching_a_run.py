@@ -51,6 +51,11 @@ def test_looks_are_at_their_steps_and_after_the_last_and_the_best_is_kept(
     assert load_encoder(watched_run / "best").config.provenance["step"] == first
     told = json.loads((watched_run / "run.json").read_text())["watched"]
     assert told == {"source": "watched.csv", "sha256": "0" * 64}
+    chosen_by = load_encoder(watched_run / "best").config.provenance["watched"]
+    groups = sorted({str(group) for group in make_watched_tiles().group_N})
+    assert chosen_by == {**told, "cases": groups}
+    last = load_encoder(watched_run / "encoder").config.provenance
+    assert "cases" not in last.get("watched", {})
 
 
 def test_watching_changes_no_weight(

@@ -117,7 +117,8 @@ class RunWatch:
             path = picture_path(self._run_dir, step)
             self._picture = draw_look(model, shown, path, config=config)
         if self._best is not None:
-            self._best.consider(step, seen.metrics, model=model, config=config)
+            named = _naming_cases(config, self._tiles)
+            self._best.consider(step, seen.metrics, model=model, config=named)
         return seen.metrics
 
     def show(self, log: MetricsLog | SilentLog, step: int) -> None:
@@ -125,6 +126,14 @@ class RunWatch:
         if self._picture is not None:
             log.image(step, "watch", self._picture)
             self._picture = None
+
+
+def _naming_cases(config: EncoderConfig, tiles: WatchedTiles | None) -> EncoderConfig:
+    """The config of an encoder that labels chose: it names their cases, so that a test can tell."""
+    assert tiles is not None, "without labels no encoder is the best"
+    cases = sorted({str(group) for group in tiles.group_N})
+    watched = {**config.provenance.get("watched", {}), "cases": cases}
+    return config.model_copy(update={"provenance": {**config.provenance, "watched": watched}})
 
 
 def _refuse_broken_patches(tiles: WatchedTiles, *, patch_px: int) -> None:

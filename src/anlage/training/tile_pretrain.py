@@ -7,6 +7,7 @@ from collections.abc import Generator, Sequence
 from contextlib import AbstractContextManager, ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -116,8 +117,7 @@ def pretrain_tiles(
     refuse_uneven(config, ranks)
     slides = usable_slides(config, catalogue)
     record = run_record(config, slides, n_ranks=ranks.world_size)
-    if (tiles := tile_list_of(config)) is not None:
-        record["tile_list"] = {"source": config.tiles.list, "sha256": tiles.fingerprint}
+    record |= _tiles_record(config, watched)
     if not resume:
         ranks.from_main(lambda: refuse_existing_run(run_dir))  # before anything in it is touched
     with ExitStack() as held:
@@ -127,8 +127,6 @@ def pretrain_tiles(
         training = fresh_training(
             config, run_dir, record, device=place, ranks=ranks, is_restored=newest is not None
         )
-        if watched is not None:
-            record["watched"] = {"source": str(watched.path), "sha256": watched.fingerprint}
         if newest is not None:
             _go_on(training, newest)
         watch = RunWatch(training, watched)
@@ -150,6 +148,16 @@ def pretrain_tiles(
         finished or watch.is_over,
         ended_early=watch.is_over and not finished,
     )
+
+
+def _tiles_record(config: TilePretrainConfig, watched: WatchedTiles | None) -> dict[str, Any]:
+    """What a run's record says of the tiles that are named beside its slides."""
+    told = {}
+    if (tiles := tile_list_of(config)) is not None:
+        told["tile_list"] = {"source": config.tiles.list, "sha256": tiles.fingerprint}
+    if watched is not None:
+        told["watched"] = {"source": str(watched.path), "sha256": watched.fingerprint}
+    return told
 
 
 def _device_of(name: str, ranks: Ranks) -> torch.device:
