@@ -90,13 +90,8 @@ class VisionTransformer(nn.Module):
         antialias: bool = True,
     ) -> None:
         super().__init__()
-        _check_architecture(
-            image_px=image_px,
-            patch_px=patch_px,
-            depth=depth,
-            stochastic_depth=stochastic_depth,
-            feed_forward=feed_forward,
-        )
+        _check_sizes(image_px=image_px, patch_px=patch_px, depth=depth)
+        _check_branches(stochastic_depth=stochastic_depth, feed_forward=feed_forward)
         self.patch_px, self.width, self.n_registers = patch_px, width, n_registers
         self.linear_std, self.antialias = linear_std, antialias
         self.grid = (image_px // patch_px, image_px // patch_px)
@@ -227,9 +222,7 @@ class VisionTransformer(nn.Module):
         )
 
 
-def _check_architecture(
-    *, image_px: int, patch_px: int, depth: int, stochastic_depth: float, feed_forward: str
-) -> None:
+def _check_sizes(*, image_px: int, patch_px: int, depth: int) -> None:
     if image_px < patch_px or image_px % patch_px:
         msg = (
             "VisionTransformer: needs image_px to be a multiple of patch_px; got "
@@ -240,6 +233,9 @@ def _check_architecture(
     if depth < 1:
         msg = f"VisionTransformer: needs depth >= 1; got {depth}. Ask for at least one block."
         raise ValueError(msg)
+
+
+def _check_branches(*, stochastic_depth: float, feed_forward: str) -> None:
     if not 0 <= stochastic_depth < 1:
         msg = (
             f"VisionTransformer: needs 0 <= stochastic_depth < 1; got {stochastic_depth}. "
