@@ -8,6 +8,10 @@
 #                                     slides, at most 4 minutes each; rows go to docs/benchmarks.md,
 #                                     JSON to OUT. SLIDES names a catalogue or slides in place of
 #                                     the bundled ones, THREADS the loader's.
+#   benchmarks/gpu.sh embed SLIDE [OUT]
+#                                     embedding a JPEG slide by ViT-L/16, H/14 and g/14 in bf16,
+#                                     beside timm's forward pass on tensors that are there;
+#                                     JSON to OUT
 #
 # GPU_SH_DRY=1 prints what a MODEL would run, and runs nothing.
 set -euo pipefail
@@ -61,6 +65,14 @@ bench_model() {
 
 if [[ ${1:-} == vit-* ]]; then
     bench_model "$1" "${2:-$(mktemp -d)}"
+    exit
+fi
+
+if [[ ${1:-} == embed ]]; then
+    slide=${2:?gpu.sh: needs a slide after embed} out=${3:-$(mktemp -d)}
+    mkdir -p "$out"
+    uv run benchmarks/embedding.py "$slide" --parts timm --device cuda --batch 256 \
+        --threads "${THREADS:-$(nproc)}" --json "$out/embedding.json"
     exit
 fi
 

@@ -172,3 +172,19 @@ def test_the_arithmetic_is_that_asked_for(catalogue, encoder_folder, tmp_path):
     embed_together(encoders, catalogue, outputs, settings=EmbedSettings(batch_size=8), how=how)
     assert read_bag(tmp_path / "bags" / "a.h5").attributes.precision == "fp32"
     assert load_encoder(encoder_folder).precision == "fp32"
+
+
+@pytest.mark.gpu
+def test_cuda_makes_the_bags_of_the_cpu_also_by_two_replicas(catalogue, encoder_folder, tmp_path):
+    how = {"precision": "fp32", "patch_tokens": True, "batch_size": 16}
+    embed_tiles(encoder_folder, catalogue, tmp_path / "cpu", device="cpu", **how)
+    embed_tiles(encoder_folder, catalogue, tmp_path / "cuda", device="cuda", **how)
+    embed_tiles(encoder_folder, catalogue, tmp_path / "two", device=["cuda:0", "cuda:0"], **how)
+    for made in ("cuda", "two"):
+        for name in "abcd":
+            there = read_bag(tmp_path / "cpu" / f"{name}.h5").features.astype(np.float32)
+            here = read_bag(tmp_path / made / f"{name}.h5").features.astype(np.float32)
+            np.testing.assert_allclose(here, there, atol=2e-3)
+            tokens = np.load(tmp_path / made / f"{name}.patch_tokens.npy")
+            expected = np.load(tmp_path / "cpu" / f"{name}.patch_tokens.npy")
+            np.testing.assert_allclose(tokens.astype(float), expected.astype(float), atol=4e-3)
