@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from anlage.embedding.claims import SlideClaims
+from anlage.embedding.claims import SlideClaims, claims_on
 
 HOLD = """
 import sys
@@ -70,3 +70,11 @@ def test_a_folder_that_cannot_be_made_is_an_error_at_once(tmp_path):
     (tmp_path / "file").write_text("mine")
     with pytest.raises(OSError, match="file"):
         SlideClaims(tmp_path / "file" / "bags")
+
+
+def test_at_a_url_every_claim_is_granted():
+    with claims_on("s3://bags/study") as claims:
+        assert claims.take("a")
+        claims.give_back("a")
+        with claims.of_the_record():
+            assert claims.take("a")

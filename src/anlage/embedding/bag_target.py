@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from anlage.bags.store import Bag, BagAttributes, bag_place, write_bag
-from anlage.embedding.claims import SlideClaims
+from anlage.embedding.claims import Claims
+from anlage.embedding.encoder_facts import token_shape
 from anlage.embedding.growing_bag import GrowingBag, SlideJob
 from anlage.embedding.patch_token_file import SUFFIX, PatchTokenFile
 from anlage.embedding.slide_plan import (
@@ -24,9 +25,10 @@ from anlage.embedding.slide_plan import (
 )
 from anlage.encoders.embed_batch import QueuedTiles, queue_tiles
 from anlage.encoders.tile_encoder import TileEncoder
-from anlage.errors import EncoderError
+from anlage.errors import BagError, EncoderError
 from anlage.slides.catalogue import Catalogue, SlideRow
 from anlage.slides.indexing.found_slide import Refused
+from anlage.slides.storage.location import is_remote
 
 LOGGER = logging.getLogger(__name__)
 
@@ -38,7 +40,7 @@ class BagTarget:
     Attributes:
         name: The encoder's, for messages; empty where there is only one.
         replicas: The encoder, once a device.
-        output: Folder of its bags.
+        output: Folder of its bags, or a URL.
         grid: The tiles it gets.
         with_tokens: Whether patch tokens are written as well.
         claims: On the slides of ``output``.
@@ -52,10 +54,10 @@ class BagTarget:
 
     name: str
     replicas: Sequence[TileEncoder]
-    output: Path
+    output: str | Path
     grid: Grid
     with_tokens: bool
-    claims: SlideClaims
+    claims: Claims
     plan: Plan = field(default_factory=Plan)
     done: list[str] = field(default_factory=list)
     empty: list[str] = field(default_factory=list)
@@ -65,6 +67,10 @@ class BagTarget:
 
     def __post_init__(self) -> None:
         encoder, size_px = self.encoder, self.grid.spec.size_px
+        if self.with_tokens and is_remote(str(self.output)):
+            raise BagError(
+                self.output, "cannot take patch tokens. Name a folder, or leave them out."
+            )
         if self.with_tokens and encoder.patch_px is None:
             message = "has no patch tokens. Leave out --patch-tokens, or choose a transformer."
             raise EncoderError(self.name or "the encoder", message)
@@ -84,8 +90,12 @@ class BagTarget:
     @property
     def token_shape(self) -> tuple[int, int]:
         """(N, E) of a tile's patch tokens."""
-        n_across = self.grid.spec.size_px // (self.encoder.patch_px or 1)
-        return n_across**2, self.encoder.token_width
+        return token_shape(self.encoder, tile_px=self.grid.spec.size_px)
+
+    @property
+    def devices(self) -> str:
+        """Where the encoder runs, for the record."""
+        return ",".join(str(replica.device) for replica in self.replicas)
 
     def queue(self, device: int, pixels_B3SS: Tensor, *, batch_size: int) -> QueuedTiles:
         """Begin to embed a batch on a device."""
@@ -116,7 +126,7 @@ class BagTarget:
         features_LD = np.empty((n_tiles, self.encoder.width), np.float16)
         if not self.with_tokens:
             return GrowingBag(self, features_LD)
-        path = self.output / f"{row.slide_id}{SUFFIX}"
+        path = Path(self.output) / f"{row.slide_id}{SUFFIX}"
         return GrowingBag(self, features_LD, PatchTokenFile(path, n_tiles))
 
     def attributes(self, row: SlideRow, *, icc_profile: str = "") -> BagAttributes:

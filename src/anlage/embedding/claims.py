@@ -6,10 +6,12 @@ import hashlib
 import logging
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from types import TracebackType
 from typing import Self
+
+from anlage.slides.storage.location import is_remote
 
 LOGGER = logging.getLogger(__name__)
 CLAIMS = ".claims"
@@ -92,6 +94,44 @@ class SlideClaims:
     def _tell(self, why: str | None) -> None:
         told = "%s: no locks on files here (%s); start only one run on these slides in it"
         LOGGER.warning(told, self._folder, why)
+
+
+class NoClaims:
+    """Claims where there is nothing to lock, as at a URL: every one is granted.
+
+    Bags stay whole all the same: of two that are written at once, one is kept.
+    """
+
+    def take(self, slide_id: str) -> bool:
+        """Claim a slide."""
+        del slide_id
+        return True
+
+    def give_back(self, slide_id: str) -> None:
+        """End a claim."""
+
+    def of_the_record(self) -> AbstractContextManager[None]:
+        """Be alone in reading and writing the record; here nobody can promise it."""
+        return nullcontext()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """End all claims."""
+
+
+Claims = SlideClaims | NoClaims
+
+
+def claims_on(output: str | Path) -> Claims:
+    """Claims on the slides of a folder; those of a URL are not kept from anybody."""
+    return NoClaims() if is_remote(str(output)) else SlideClaims(Path(output))
 
 
 def _byte_of(slide_id: str) -> int:

@@ -7,31 +7,95 @@ import logging
 from collections.abc import Collection, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from anlage.bags.store import list_bags
-from anlage.embedding.bag_target import BagTarget
+from anlage.embedding.claims import Claims
+from anlage.embedding.encoder_facts import EncoderFacts
 from anlage.embedding.settings import EmbedSettings, departures
+from anlage.embedding.slide_plan import Grid, Plan
+from anlage.encoders.tile_encoder import TileEncoder
+from anlage.errors import BagError, SlideError
 from anlage.files import write_json_whole
 from anlage.provenance import git_commit, machine, versions
 from anlage.slides.catalogue import Catalogue
+from anlage.slides.indexing.found_slide import Refused
+from anlage.slides.storage.location import is_remote
+from anlage.slides.storage.remote_objects import get_object, put_object
 
 LOGGER = logging.getLogger(__name__)
 RECORD = "embedding.json"
 OF_A_RUN = (
-    *("started", "seconds", "wait_s", "forward_s", "batch_size", "device", "shard", "done"),
-    *("empty", "n_tiles", "catalogue_fingerprint", "versions", "commit", "machine"),
+    *("started", "seconds", "wait_s", "forward_s", "batch_size", "device", "workers", "shard"),
+    *("done", "empty", "n_tiles", "catalogue_fingerprint", "versions", "commit", "machine"),
 )
 SINCE_SHARDS: dict[str, Any] = {
     "shard": None,
     "elsewhere": [],
     "forward_s": None,
     "patch_tokens": None,
+    "workers": None,
 }
 
 
+class Embedded(Protocol):
+    """Slides in the hands of one encoder, here or on other machines: what a record tells of."""
+
+    @property
+    def output(self) -> str | Path:
+        """Folder of the bags, or a URL."""
+
+    @property
+    def encoder(self) -> TileEncoder | EncoderFacts:
+        """The encoder, or what is known of it."""
+
+    @property
+    def devices(self) -> str:
+        """Where it runs."""
+
+    @property
+    def grid(self) -> Grid:
+        """The tiles it gets."""
+
+    @property
+    def with_tokens(self) -> bool:
+        """Whether patch tokens are written as well."""
+
+    @property
+    def token_shape(self) -> tuple[int, int]:
+        """(N, E) of a tile's patch tokens."""
+
+    @property
+    def claims(self) -> Claims:
+        """On the slides of the output."""
+
+    @property
+    def plan(self) -> Plan:
+        """What was to be done."""
+
+    @property
+    def done(self) -> list[str]:
+        """Slides embedded by this run."""
+
+    @property
+    def empty(self) -> list[str]:
+        """Slides that this run found to have no tile."""
+
+    @property
+    def elsewhere(self) -> list[str]:
+        """Slides that another run is embedding."""
+
+    @property
+    def refused(self) -> list[Refused]:
+        """Slides without a bag, with the reason."""
+
+    @property
+    def n_tiles(self) -> int:
+        """Tiles embedded by this run."""
+
+
 def record_of(
-    target: BagTarget, catalogue: Catalogue, settings: EmbedSettings, *, skipped: list[str]
+    target: Embedded, catalogue: Catalogue, settings: EmbedSettings, *, skipped: list[str]
 ) -> dict[str, Any]:
     """A run's provenance: what was embedded, by what, with what, where.
 
@@ -53,7 +117,8 @@ def record_of(
         "colour": grid.colour,
         "patch_tokens": list(target.token_shape) if target.with_tokens else None,
         "precision": encoder.precision,
-        "device": ",".join(str(replica.device) for replica in target.replicas),
+        "device": target.devices,
+        "workers": None,
         "batch_size": settings.batch_size,
         "shard": None if settings.shard is None else str(settings.shard),
         "done": target.done,
@@ -69,7 +134,7 @@ def record_of(
 
 
 def write_embed_record(
-    target: BagTarget, record: Mapping[str, Any], *, whole: Catalogue, part: Catalogue
+    target: Embedded, record: Mapping[str, Any], *, whole: Catalogue, part: Catalogue
 ) -> None:
     """Write a run's record, joined to that of the runs before it; keep that if nothing was to do.
 
@@ -86,32 +151,55 @@ def write_embed_record(
     record = {**record, "runs": [{name: record[name] for name in OF_A_RUN}]}
     if record["shard"] is not None:
         own = f"embedding.shard-{record['shard'].replace('/', '-of-')}.json"
-        write_json_whole(target.output / own, record)
+        _write(target.output, own, record)
     with target.claims.of_the_record():
-        earlier = _earlier(target.output / RECORD, record)
+        earlier = _earlier(target.output, record)
         if earlier is None:
-            write_json_whole(target.output / RECORD, record)
+            _write(target.output, RECORD, record)
             return
         had_work = bool(target.plan.todo)
         if had_work or earlier["catalogue_fingerprint"] != record["catalogue_fingerprint"]:
             standing = _standing(target.output, whole)
             uris = set(part.column("uri").to_pylist()) if earlier["refused"] else set()
-            write_json_whole(target.output / RECORD, _joined(earlier, record, standing, uris))
+            _write(target.output, RECORD, _joined(earlier, record, standing, uris))
 
 
-def _standing(output: Path, catalogue: Catalogue) -> set[str]:
+def _write(output: str | Path, name: str, record: Mapping[str, Any]) -> None:
+    if not is_remote(str(output)):
+        write_json_whole(Path(output) / name, record)
+        return
+    text = json.dumps(record, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    try:
+        put_object(f"{output}/{name}", text.encode())
+    except SlideError as error:
+        raise BagError(error.path, error.message) from error
+
+
+def _read(output: str | Path, name: str) -> str | None:
+    if not is_remote(str(output)):
+        path = Path(output) / name
+        return path.read_text(encoding="utf-8") if path.exists() else None
+    try:
+        found = get_object(f"{output}/{name}")
+    except SlideError as error:
+        raise BagError(error.path, error.message) from error
+    return None if found is None else found[0].decode()
+
+
+def _standing(output: str | Path, catalogue: Catalogue) -> set[str]:
     """Slides of a catalogue whose bag is there."""
     return {slide_id for slide_id in list_bags(output) if slide_id in catalogue}
 
 
-def _earlier(path: Path, record: Mapping[str, Any]) -> dict[str, Any] | None:
+def _earlier(output: str | Path, record: Mapping[str, Any]) -> dict[str, Any] | None:
     """The record there, if it is of this encoder and grid; None if there is none to go on from."""
-    if not path.exists():
+    text = _read(output, RECORD)
+    if text is None:
         return None
     try:
-        earlier = json.loads(path.read_text(encoding="utf-8"))
+        earlier = json.loads(text)
     except ValueError as error:
-        LOGGER.warning("%s: is not JSON and is written anew: %s", path, error)
+        LOGGER.warning("%s/%s: is not JSON and is written anew: %s", output, RECORD, error)
         return None
     must_equal = ("format", "encoder_fingerprint", "tiles", "colour")
     if not isinstance(earlier, dict) or any(earlier.get(k) != record[k] for k in must_equal):

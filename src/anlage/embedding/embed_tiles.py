@@ -14,7 +14,7 @@ import torch
 
 from anlage.bags.store import clear_half_written
 from anlage.embedding.bag_target import BagTarget
-from anlage.embedding.claims import SlideClaims
+from anlage.embedding.claims import Claims, claims_on
 from anlage.embedding.embed_pass import EmbedPass
 from anlage.embedding.embed_record import record_of, write_embed_record
 from anlage.embedding.settings import EmbedSettings, departures
@@ -26,6 +26,7 @@ from anlage.encoders.tile_encoder import TileEncoder
 from anlage.slides.catalogue import Catalogue
 from anlage.slides.colour import Colour
 from anlage.slides.indexing.found_slide import Refused
+from anlage.slides.storage.location import is_remote
 
 LOGGER = logging.getLogger(__name__)
 STALE_AFTER_S = 3600.0
@@ -37,7 +38,7 @@ class EmbedResult:
     """What became of the slides; each is in exactly one list.
 
     Attributes:
-        output: Folder of the bags.
+        output: Folder of the bags, or a URL.
         done: Slides embedded by this run.
         skipped: Slides whose bag was there.
         empty: Slides without one tile of enough tissue; their bag, of this or an earlier run,
@@ -50,7 +51,7 @@ class EmbedResult:
         seconds: Seconds of the run, from the plan to the last bag.
     """
 
-    output: Path
+    output: str | Path
     done: list[str] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)
     empty: list[str] = field(default_factory=list)
@@ -92,7 +93,7 @@ def embed_tiles(
     Args:
         encoder: An encoder, or what ``open_encoder`` takes: a folder, a preset's name, ...
         catalogue: The slides, or the catalogue's file.
-        output: Folder of the bags.
+        output: Folder of the bags (HDF5), or the URL of one in a bucket (Zarr).
         mpp: See ``EmbedSettings``, also for the next six. One that the encoder was not trained at
             is warned of, and told in the record.
         tile_px: As above.
@@ -131,7 +132,7 @@ def embed_tiles(
         shard=shard,
     )
     how = OpenEncoder(device, precision, trust_remote_code)
-    outputs = {"": Path(output)}
+    outputs = {"": output}
     return embed_together({"": encoder}, catalogue, outputs, settings=settings, how=how)[""]
 
 
@@ -177,7 +178,7 @@ class OpenEncoder:
 def embed_together(
     encoders: Mapping[str, TileEncoder | str | Path],
     catalogue: Catalogue | str | Path,
-    outputs: Mapping[str, Path],
+    outputs: Mapping[str, str | Path],
     *,
     settings: EmbedSettings | None = None,
     how: OpenEncoder | None = None,
@@ -190,7 +191,7 @@ def embed_together(
     Args:
         encoders: By name, each as ``embed_tiles`` takes it.
         catalogue: The slides, or the catalogue's file.
-        outputs: By the same names, the folders of their bags, no two the same.
+        outputs: By the same names, the folders or URLs of their bags, no two the same.
         settings: The grid and the batch.
         how: How encoders given by name are opened.
 
@@ -207,7 +208,8 @@ def embed_together(
     with ExitStack() as stack:
         targets = []
         for name, replicas in opened.items():
-            claims = stack.enter_context(SlideClaims(outputs[name]))
+            claims = claims_on(outputs[name])
+            stack.enter_context(claims)
             targets.append(_target(name, replicas, outputs[name], settings, claims))
         results: dict[str, EmbedResult] = {}
         for together in _of_one_grid(targets):
@@ -220,9 +222,9 @@ def embed_together(
 def _target(  # noqa: PLR0917 - private, each is a different thing
     name: str,
     replicas: Sequence[TileEncoder],
-    output: Path,
+    output: str | Path,
     settings: EmbedSettings,
-    claims: SlideClaims,
+    claims: Claims,
 ) -> BagTarget:
     config = replicas[0].config
     grid = Grid(settings.spec(config), settings.colour or config.colour)
@@ -250,7 +252,7 @@ def _one_pass(
 ) -> dict[str, EmbedResult]:
     began, started = time.monotonic(), datetime.now(UTC)
     for target in targets:
-        _clear_half_written(target.output)
+        clear_stale_parts(target.output)
         target.plan = plan_slides(
             part,
             target.output,
@@ -290,9 +292,11 @@ def _result(target: BagTarget, run: EmbedPass, *, seconds: float) -> EmbedResult
     )
 
 
-def _clear_half_written(output: Path) -> None:
+def clear_stale_parts(output: str | Path) -> None:
     """Remove what a killed run left, but not what another run is writing now."""
+    if is_remote(str(output)):  # where nothing is written beside
+        return
     clear_half_written(output, older_than_s=STALE_AFTER_S)
-    for part in output.glob(".*.npy.*.part"):
+    for part in Path(output).glob(".*.npy.*.part"):
         if time.time() - part.stat().st_mtime > STALE_AFTER_S:
             part.unlink(missing_ok=True)

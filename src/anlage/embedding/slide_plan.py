@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -9,7 +10,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from anlage import __version__
-from anlage.bags.store import BagAttributes, BagHeader, bag_place, has_bag, read_bag_header
+from anlage.bags.store import (
+    BagAttributes,
+    BagHeader,
+    bag_place,
+    has_bag,
+    list_bags,
+    read_bag_header,
+)
+from anlage.embedding.encoder_facts import EncoderFacts
 from anlage.embedding.patch_token_file import SUFFIX
 from anlage.embedding.settings import departures
 from anlage.encoders.tile_encoder import TileEncoder
@@ -19,6 +28,7 @@ from anlage.provenance import versions
 from anlage.slides.catalogue import Catalogue, SlideRow
 from anlage.slides.colour import Colour
 from anlage.slides.indexing.found_slide import Refused
+from anlage.slides.storage.location import is_remote
 from anlage.tiles.grid import tile_grid
 from anlage.tiles.spec import TileSpec
 
@@ -53,14 +63,15 @@ class Plan:
     refused: list[Refused] = field(default_factory=list)
 
 
-def is_made(output: Path, slide_id: str, *, with_tokens: bool) -> bool:
+def is_made(output: str | Path, slide_id: str, *, with_tokens: bool) -> bool:
     """Whether a slide has its bag, and its patch tokens if they are asked for."""
-    has_tokens = (output / f"{slide_id}{SUFFIX}").exists()
-    return has_bag(bag_place(output, slide_id)) and (has_tokens or not with_tokens)
+    if not has_bag(bag_place(output, slide_id)):
+        return False
+    return not with_tokens or (Path(output) / f"{slide_id}{SUFFIX}").exists()
 
 
 def bag_attributes(
-    row: SlideRow, encoder: TileEncoder, grid: Grid, *, icc_profile: str = ""
+    row: SlideRow, encoder: TileEncoder | EncoderFacts, grid: Grid, *, icc_profile: str = ""
 ) -> BagAttributes:
     """What the bag of one slide says about itself."""
     spec = grid.spec
@@ -103,9 +114,9 @@ def tiles_of(catalogue: Catalogue, row: SlideRow, spec: TileSpec) -> NDArray[np.
 
 def plan_slides(
     catalogue: Catalogue,
-    output: Path,
+    output: str | Path,
     *,
-    encoder: TileEncoder,
+    encoder: TileEncoder | EncoderFacts,
     grid: Grid,
     with_tokens: bool = False,
 ) -> Plan:
@@ -116,12 +127,13 @@ def plan_slides(
             anything is embedded, so that no folder ever mixes the two.
     """
     plan = Plan()
+    is_listed = _listed(output)
     with meter("check bags", total=len(catalogue), unit="slides") as progress:
         for row in catalogue.iter_rows():
             if not _is_file_name(row.slide_id):
                 reason = f"its slide_id {row.slide_id!r} cannot be a file name. Rename it."
                 plan.refused.append(Refused(row.uri, reason))
-            elif is_made(output, row.slide_id, with_tokens=with_tokens):
+            elif is_listed(row.slide_id) and is_made(output, row.slide_id, with_tokens=with_tokens):
                 wanted = bag_attributes(row, encoder, grid)
                 header = refuse_other_bag(output, wanted, catalogue, row, grid)
                 (plan.skipped if len(header.coords) else plan.empty).append(row.slide_id)
@@ -129,6 +141,13 @@ def plan_slides(
                 plan.todo[row.slide_id] = None
             progress.advance()
     return plan
+
+
+def _listed(output: str | Path) -> Callable[[str], bool]:
+    """Whether a slide may have a bag: at a URL one listing spares a question for each slide."""
+    if not is_remote(str(output)):
+        return lambda slide_id: True
+    return list_bags(output).__contains__
 
 
 def _is_file_name(slide_id: str) -> bool:
@@ -140,7 +159,7 @@ def _is_file_name(slide_id: str) -> bool:
 
 
 def refuse_other_bag(  # noqa: PLR0917 - each is a different thing
-    output: Path, wanted: BagAttributes, catalogue: Catalogue, row: SlideRow, grid: Grid
+    output: str | Path, wanted: BagAttributes, catalogue: Catalogue, row: SlideRow, grid: Grid
 ) -> BagHeader:
     """The header of a slide's bag that is there.
 
