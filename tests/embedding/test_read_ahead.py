@@ -147,6 +147,21 @@ def test_reading_runs_ahead_but_not_away(catalogue, monkeypatch):
         batches.close()
 
 
+def test_every_thread_has_a_block_to_read_whatever_the_batch(catalogue, monkeypatch):
+    together = threading.Barrier(4)
+
+    def meets_the_others(slide, windows):
+        together.wait(60)
+
+    monkeypatch.setattr("anlage.embedding.read_ahead.start_tiles", Reading(meets_the_others))
+    monkeypatch.setattr("anlage.embedding.read_ahead.BLOCK_PX", 64)  # two by two tiles
+    with TileReadAhead(catalogue, SPEC, batch_size=1, threads=4) as reader:
+        batches = reader.batches(make_jobs(catalogue, n_slides=1))
+        assert len(next(batches).pixels_B3SS) == 1  # four blocks were read at once
+        together.abort()
+        batches.close()
+
+
 def test_an_error_that_is_no_slides_fault_is_not_swallowed(catalogue, monkeypatch):
     def breaks(slide, windows):
         raise ZeroDivisionError

@@ -12,6 +12,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain
+from math import ceil
 from types import TracebackType
 from typing import Self
 
@@ -30,7 +31,7 @@ from anlage.slides.regions import PendingTiles, start_tiles
 from anlage.tiles.handles import SharedSlide, SlideHandles
 from anlage.tiles.spec import TileSpec
 
-PREFETCH_BATCHES = 3
+PREFETCH_BATCHES = 3  # at least; more where it takes them to give every thread a block
 BLOCK_PX = 2048  # edge of a block of neighbouring tiles, pixels at their mpp
 MOST_TILES = 128  # of a block, which tiles that overlap would fill with thousands
 Opening = Future[tuple[SharedSlide, PendingTiles] | None]  # None: the slide is refused
@@ -83,9 +84,10 @@ class TileReadAhead:
     """Reads the tiles of jobs, a few batches ahead of their use; a context manager.
 
     Neighbouring tiles of a slide are read together, so that the native tiles below them are
-    decoded once for the whole block. Batches run over the ends of blocks and slides, so that the
-    encoder never waits for a slide to begin. A tile that cannot be read gives its job a
-    ``reason``; the rest of that slide is left out.
+    decoded once for the whole block. Each thread has a block to read, however small the batches
+    are; memory is bounded by threads and batch, not by slides. Batches run over the ends of blocks
+    and slides, so that the encoder never waits for a slide to begin. A tile that cannot be read
+    gives its job a ``reason``; the rest of that slide is left out.
 
     Attributes:
         wait_s: Seconds the consumer has waited for tiles, or for the next job.
@@ -101,6 +103,8 @@ class TileReadAhead:
         colour: Colour = "stored",
     ) -> None:
         self._spec, self._batch_size, self._colour = spec, batch_size, colour
+        n_in_block = min(max(1, BLOCK_PX // spec.stride_px) ** 2, MOST_TILES)
+        self._n_ahead = max(PREFETCH_BATCHES, ceil(threads * n_in_block / batch_size) + 1)
         self._handles = SlideHandles(catalogue.open_slide, max_open=2 * threads)
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="anlage-embed")
         # Opens slides and asks for their bytes; where those are remote this is waiting, not work.
@@ -113,7 +117,7 @@ class TileReadAhead:
         growing: deque[_GrowingBatch] = deque()
         is_over = False
         while True:
-            while not is_over and sum(batch.is_full for batch in growing) < PREFETCH_BATCHES:
+            while not is_over and sum(batch.is_full for batch in growing) < self._n_ahead:
                 began = time.perf_counter()
                 block = next(blocks, None)
                 self.wait_s += time.perf_counter() - began
