@@ -335,6 +335,14 @@ def test_tables_that_are_no_bag(tmp_path):
     assert "Give its catalogue (--slides)" in error.message
 
 
+def test_a_catalogue_beside_the_bags_is_left_alone(tmp_path):
+    """Where `embed tiles` was given a folder, it leaves the catalogue with the bags."""
+    folder = make_catalogue(tmp_path / "bags", 1).path.parent
+    write_bag(folder / "a.h5", make_bag("a"))
+    result = convert_bags(folder, tmp_path / "out", to="parquet", given=Given())
+    assert (result.done, result.refused) == (["a"], [])
+
+
 def test_nothing_to_convert(tmp_path):
     with pytest.raises(BagError, match="no such file or folder"):
         convert_bags(tmp_path / "none", tmp_path, to="hdf5", given=Given())

@@ -13,7 +13,7 @@ from anlage.bags.anndata_file import read_anndata, write_anndata
 from anlage.bags.bag import Bag, as_stored
 from anlage.bags.clam_tensors import read_tensor, write_tensor
 from anlage.bags.foreign import FoundTiles, Given, bag_of
-from anlage.bags.parquet_file import read_parquet, write_parquet
+from anlage.bags.parquet_file import is_other_table, read_parquet, write_parquet
 from anlage.bags.peer_hdf5 import (
     is_stamp,
     opened_hdf5,
@@ -138,7 +138,9 @@ def source_files(source: str | Path) -> list[SourceFile]:
 
 
 def _may_be_bag(path: Path) -> bool:
-    return path.suffix in SUFFIXES and not path.name.startswith(".")
+    if path.suffix not in SUFFIXES or path.name.startswith("."):
+        return False
+    return path.suffix != ".parquet" or not is_other_table(path)  # the catalogue beside bags
 
 
 def read_any(

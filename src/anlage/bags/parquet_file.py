@@ -43,6 +43,14 @@ def write_parquet(path: Path, bag: Bag) -> None:
         raise OSError(error.errno, f"write_bag: {error.strerror}", str(path)) from error
 
 
+def is_other_table(path: Path) -> bool:
+    """Whether a Parquet file is whole and no bag: a catalogue, or embeddings of slides."""
+    try:
+        return not set(COLUMNS) <= set(pq.read_schema(path).names)
+    except (OSError, pa.ArrowInvalid):
+        return False  # read_parquet says what is wrong with it
+
+
 def read_parquet(path: Path, slide_id: str) -> FoundTiles:
     """A bag from a table as above; columns beside these are passed over.
 
