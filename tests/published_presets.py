@@ -20,17 +20,18 @@ from timm.layers import SwiGLUPacked
 from torch import Tensor, nn
 
 from anlage.encoders.presets import Preset
+from anlage.models.without_weights import without_weights
 
 SWIGLU = {"mlp_layer": SwiGLUPacked, "act_layer": nn.SiLU}
 VIRCHOW = {"img_size": 224, "init_values": 1e-5, "mlp_ratio": 5.3375, "global_pool": "", **SWIGLU}
 H_OPTIMUS = {"img_size": 224, "init_values": 1e-5, "global_pool": "token"}
 UNI2 = {
-    "img_size": 224, "patch_size": 14, "num_heads": 24, "init_values": 1e-5, "embed_dim": 1536,
-    "mlp_ratio": 2.66667 * 2, "no_embed_class": True, "reg_tokens": 8, **SWIGLU,
+    "img_size": 224, "patch_size": 14, "depth": 24, "num_heads": 24, "init_values": 1e-5,
+    "embed_dim": 1536, "mlp_ratio": 2.66667 * 2, "no_embed_class": True, "reg_tokens": 8, **SWIGLU,
 }  # fmt: skip
 GIGAPATH = {
-    "img_size": 224, "in_chans": 3, "patch_size": 16, "embed_dim": 1536, "num_heads": 24,
-    "mlp_ratio": 5.33334,
+    "img_size": 224, "in_chans": 3, "patch_size": 16, "embed_dim": 1536, "depth": 40,
+    "num_heads": 24, "mlp_ratio": 5.33334,
 }  # fmt: skip
 H0_MINI = {"img_size": 224, "mlp_ratio": 2.66667 * 2, **SWIGLU}
 TIMM: dict[str, tuple[str, dict[str, Any]]] = {
@@ -56,12 +57,21 @@ TIMM: dict[str, tuple[str, dict[str, Any]]] = {
     "dinov2-g": ("vit_giant_patch14_dinov2", {}),
 }
 SWIGLU_14 = {"patch_size": 14, "use_swiglu_ffn": True}
+HIBOU = {**SWIGLU_14, "num_register_tokens": 4}
+
+
+def sized(width: int, depth: int, n_heads: int) -> dict[str, int]:
+    """Sizes of a model of transformers."""
+    sizes = {"hidden_size": width, "num_hidden_layers": depth, "num_attention_heads": n_heads}
+    return {**sizes, "intermediate_size": 4 * width}
+
+
 TRANSFORMERS: dict[str, tuple[str, dict[str, Any]]] = {
-    "midnight-12k": ("Dinov2", SWIGLU_14),
-    "phikon": ("ViT", {"patch_size": 16, "layer_norm_eps": 1e-12}),
-    "phikon-v2": ("Dinov2", {"patch_size": 16}),
-    "hibou-b": ("Dinov2WithRegisters", {**SWIGLU_14, "num_register_tokens": 4}),
-    "hibou-l": ("Dinov2WithRegisters", {**SWIGLU_14, "num_register_tokens": 4}),
+    "midnight-12k": ("Dinov2", {**sized(1536, 40, 24), **SWIGLU_14}),
+    "phikon": ("ViT", {**sized(768, 12, 12), "patch_size": 16, "layer_norm_eps": 1e-12}),
+    "phikon-v2": ("Dinov2", {**sized(1024, 24, 16), "patch_size": 16}),
+    "hibou-b": ("Dinov2WithRegisters", {**sized(768, 12, 12), **HIBOU}),
+    "hibou-l": ("Dinov2WithRegisters", {**sized(1024, 24, 16), **HIBOU}),
 }
 N_LEAD = {  # tokens before those of the patches, where the mean of these is part of the embedding
     "virchow": 1, "virchow2": 5, "midnight-12k": 1, "h0-mini": 5,
@@ -131,14 +141,28 @@ def stand_in(preset: Preset, folder: Path, *, grid_px: int | None = None) -> Sta
     return _of_transformers(preset, file, grid_px=grid_px or 224)
 
 
+def published_sizes(name: str) -> tuple[int, int, int, int]:
+    """Width, depth, heads and patch edge of the whole network, from what is published alone."""
+    if name in TRANSFORMERS:
+        told = TRANSFORMERS[name][1]
+        keys = ("hidden_size", "num_hidden_layers", "num_attention_heads", "patch_size")
+        return tuple(told[key] for key in keys)
+    kind, options = TIMM[name]
+    with without_weights():
+        model = timm.create_model(kind, pretrained=False, **options)
+    heads, patch = model.blocks[0].attn.num_heads, model.patch_embed.patch_size[0]
+    return model.embed_dim, len(model.blocks), heads, patch
+
+
 def _of_timm(preset: Preset, file: Path) -> StandIn:
     sizes = preset.architecture
     kind, options = TIMM[preset.name]
-    ours = {"depth": sizes["depth"], "embed_dim": sizes["width"], "num_heads": sizes["n_heads"]}
-    options = {"num_classes": 0, "dynamic_img_size": True, **options, **ours}
-    if sizes.get("feed_forward") == "swiglu" and sizes["n_heads"] == 2:  # its ratio is for its own
-        gated = (int(sizes["width"] * 4 * 2 / 3) + 7) // 8 * 8
-        options["mlp_ratio"] = (2 * gated + 0.5) / sizes["width"]
+    options = {"num_classes": 0, "dynamic_img_size": True, **options, "depth": sizes["depth"]}
+    if sizes["n_heads"] == 2:  # a narrow one
+        options |= {"embed_dim": sizes["width"], "num_heads": 2}
+        if sizes.get("feed_forward") == "swiglu":  # its ratio is for its own width
+            gated = (int(sizes["width"] * 4 * 2 / 3) + 7) // 8 * 8
+            options["mlp_ratio"] = (2 * gated + 0.5) / sizes["width"]
     model = randomised(timm.create_model(kind, pretrained=False, **options))
     weights = dict(model.state_dict())
     if preset.name == "openmidnight":
@@ -152,14 +176,9 @@ def _of_transformers(preset: Preset, file: Path, *, grid_px: int) -> StandIn:
 
     sizes = preset.architecture
     kind, options = TRANSFORMERS[preset.name]
-    options = {
-        **options,
-        "hidden_size": sizes["width"],
-        "intermediate_size": 4 * sizes["width"],
-        "num_hidden_layers": sizes["depth"],
-        "num_attention_heads": sizes["n_heads"],
-        "image_size": grid_px,
-    }
+    options = {**options, "num_hidden_layers": sizes["depth"], "image_size": grid_px}
+    if sizes["n_heads"] == 2:  # a narrow one
+        options |= sized(sizes["width"], sizes["depth"], 2)
     config = getattr(transformers, f"{kind}Config")(**options)
     more = {"add_pooling_layer": False} if kind == "ViT" else {}
     model = randomised(getattr(transformers, f"{kind}Model")(config, **more))

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from published_presets import TIMM, TRANSFORMERS, smaller, stand_in
+from published_presets import TIMM, TRANSFORMERS, published_sizes, smaller, stand_in
 from small_encoder import make_pixels
 
 from anlage.encoders.preset_encoder import preset_encoder
@@ -45,6 +45,14 @@ def assert_same_embedding(
 
 def test_every_preset_that_runs_on_our_transformer_has_a_stand_in():
     assert sorted(TIMM.keys() | TRANSFORMERS.keys()) == ON_OURS
+
+
+@pytest.mark.parametrize("name", ON_OURS)
+def test_sizes_are_the_published_ones(name):
+    """Heads too, which no tensor tells."""
+    told = PRESETS[name].architecture
+    ours = tuple(told[key] for key in ("width", "depth", "n_heads", "patch_px"))
+    assert ours == published_sizes(name)
 
 
 @pytest.mark.parametrize("name", ON_OURS)

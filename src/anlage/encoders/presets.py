@@ -230,6 +230,7 @@ TABLE = (
         HALF,
         architecture=_vit("g", 14, antialias=False),
         grids_px=(224, 518),
+        files=("model.safetensors",),
         pooling="cls+mean",
         mpps=(0.25, 0.5, 1.0, 2.0),
         verified="its card (Dinov2Model of transformers, transform, pooling)",
