@@ -50,7 +50,8 @@ def write_timm(encoder: TileEncoder, folder: Path) -> Written:
     """Write what ``timm.create_model("local-dir:FOLDER", pretrained=True)`` opens.
 
     A file cannot tell timm the class of the feed-forward layer, and older versions not that there
-    is no LayerScale, so the folder names one of timm's models that has these, and every size.
+    is no LayerScale, so the folder names one of timm's models that has these, and every size. Its
+    models with SwiGLU all have a LayerScale; one that is missing becomes one of gain 1.
 
     Args:
         encoder: In float32, on the CPU.
@@ -70,7 +71,7 @@ def write_timm(encoder: TileEncoder, folder: Path) -> Written:
         eps = norm_eps_of(encoder)
         reasons.append(f"timm's LayerNorms have an epsilon of {TIMM_EPS:g}, these {eps:g}")
     refuse_what_cannot_be_said(LIBRARY, reasons)
-    weights = _weights(encoder)
+    weights = _weights(encoder, sizes)
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     text = json.dumps(_config(encoder, sizes), indent=2, allow_nan=False)
     (folder / "config.json").write_text(text + "\n", encoding="utf-8")
@@ -78,18 +79,20 @@ def write_timm(encoder: TileEncoder, folder: Path) -> Written:
     return Written(
         library=LIBRARY,
         usage=USAGE + (CLS if is_cls else CLS_MEAN).format(width=encoder.width),
-        notes=_notes(encoder),
+        notes=_notes(encoder, sizes),
         checked=_checked(encoder, folder),
     )
 
 
-def _notes(encoder: TileEncoder) -> tuple[str, ...]:
+def _notes(encoder: TileEncoder, sizes: EncoderSizes) -> tuple[str, ...]:
     notes = []
     if encoder.config.pooling == "cls+mean":
         notes.append(
             "timm pools the class token alone; this encoder's embedding also holds the mean of the "
             "patch tokens, which your code must add as shown."
         )
+    if _has_no_gain(sizes):
+        notes.append("A LayerScale of gain 1 was added, which timm's models with SwiGLU have.")
     if not encoder.model.antialias:
         notes.append(
             f"Positions were resampled to those of {encoder.config.tile_px} px tiles; at other "
@@ -98,13 +101,22 @@ def _notes(encoder: TileEncoder) -> tuple[str, ...]:
     return tuple(notes)
 
 
-def _weights(encoder: TileEncoder) -> dict[str, Tensor]:
+def _has_no_gain(sizes: EncoderSizes) -> bool:
+    """Whether timm's model has a LayerScale that the encoder has not."""
+    return sizes.feed_forward == "swiglu" and not sizes.has_layer_scale
+
+
+def _weights(encoder: TileEncoder, sizes: EncoderSizes) -> dict[str, Tensor]:
     """In timm's names, which are ours; timm resamples positions with antialiasing alone."""
     weights = {
         name: tensor.detach().cpu().contiguous()
         for name, tensor in encoder.model.state_dict().items()
         if name != "mask_token"
     }
+    if _has_no_gain(sizes):
+        gain = torch.ones(sizes.width)
+        names = [f"blocks.{block}.ls{k}.gamma" for block in range(sizes.depth) for k in (1, 2)]
+        weights |= {name: gain.clone() for name in names}
     if not encoder.model.antialias:
         weights["pos_embed"] = positions_of_tiles(encoder).contiguous()
     return weights
@@ -140,9 +152,7 @@ def _config(encoder: TileEncoder, sizes: EncoderSizes) -> dict[str, Any]:
 
 
 def _model_args(encoder: TileEncoder, sizes: EncoderSizes) -> dict[str, Any]:
-    is_gated = sizes.feed_forward == "swiglu"
-    fc1 = sizes.hidden * (2 if is_gated else 1)
-    takes_off = {"init_values": None} if is_gated and not sizes.has_layer_scale else {}
+    fc1 = sizes.hidden * (2 if sizes.feed_forward == "swiglu" else 1)
     grid_px = encoder.model.grid[0] * sizes.patch_px
     return {
         "img_size": grid_px if encoder.model.antialias else encoder.config.tile_px,
@@ -157,7 +167,6 @@ def _model_args(encoder: TileEncoder, sizes: EncoderSizes) -> dict[str, Any]:
         "dynamic_img_size": True,
         "num_classes": 0,
         "global_pool": "token",
-        **takes_off,
     }
 
 
