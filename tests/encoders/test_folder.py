@@ -180,6 +180,7 @@ def test_many_faults_are_counted(folder):
         ({"sigma": 1}, "key 'sigma'"),
         ({"std": [0.1, -1, 0.1]}, r"key 'std\.1'"),
         ({"pooling": "max"}, "key 'pooling'"),
+        ({"pooling": "own"}, "is of a network that is not anlage's"),
         ({"architecture": ARCHITECTURE | {"color": 1}}, "color"),
         ({"architecture": ARCHITECTURE | {"image_px": 33}}, "multiple of patch_px"),
         ({"architecture": ARCHITECTURE | {"depth": 3}}, "no tensor 'blocks.2"),

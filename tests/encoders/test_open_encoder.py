@@ -28,7 +28,6 @@ def shallow(monkeypatch, tmp_path) -> Path:
     small = {name: smaller(PRESETS[name], depth=1) for name in (SHALLOW, "virchow2")}
     small["conch-v1.5"] = PRESETS["conch-v1.5"]
     monkeypatch.setattr(door, "PRESETS", small)
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setattr("anlage.encoders.preset_encoder.cached_file", lambda _: None)
     return stand_in(small[SHALLOW], tmp_path).file
 

@@ -190,8 +190,9 @@ def test_cuda_agrees_with_the_cpu():
     exact = TileEncoder(on_cpu.config, model, device="cuda", precision="fp32")
     torch.testing.assert_close(exact.embed(pixels).cpu(), expected, atol=1e-4, rtol=0)
     assert exact.fingerprint == on_cpu.fingerprint
-    half = TileEncoder(on_cpu.config, model, device="cuda", precision="bf16")
-    assert torch.cosine_similarity(half.embed(pixels).cpu(), expected).min() > 0.999
+    for precision in ("bf16", "fp16"):
+        half = TileEncoder(on_cpu.config, model, device="cuda", precision=precision)
+        assert torch.cosine_similarity(half.embed(pixels).cpu(), expected).min() > 0.999
 
 
 def test_pixels_that_lie_channels_last_give_the_same_embeddings() -> None:

@@ -106,6 +106,9 @@ def _load(folder: str | Path) -> tuple[EncoderConfig, VisionTransformer]:
         msg = f"no such encoder folder. Name one such as RUN/encoder, or one of: {names}."
         raise EncoderError(folder, msg)
     config = _read_config(place / CONFIG)
+    if config.pooling == "own":
+        msg = "is of a network that is not anlage's. Name that by timm:, hf: or its function."
+        raise EncoderError(place / CONFIG, msg)
     weights = _read_weights(place / WEIGHTS)
     model = _empty_model(place / CONFIG, config)
     faults = _faults(weights, model.state_dict())
