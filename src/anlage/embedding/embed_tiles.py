@@ -19,7 +19,7 @@ from anlage.embedding.embed_pass import EmbedPass
 from anlage.embedding.embed_record import record_of, write_embed_record
 from anlage.embedding.settings import EmbedSettings, departures
 from anlage.embedding.shard import Shard, shard_of
-from anlage.embedding.slide_plan import Grid, plan_slides
+from anlage.embedding.slide_plan import Grid, grid_of, plan_slides
 from anlage.encoders.open_encoder import open_encoder
 from anlage.encoders.precision import Precision
 from anlage.encoders.tile_encoder import TileEncoder
@@ -227,7 +227,7 @@ def _target(  # noqa: PLR0917 - private, each is a different thing
     claims: Claims,
 ) -> BagTarget:
     config = replicas[0].config
-    grid = Grid(settings.spec(config), settings.colour or config.colour)
+    grid = grid_of(settings, config)
     for departure in departures(config, grid.spec, grid.colour):
         LOGGER.warning("%s%s", f"{name}: " if name else "", departure)
     return BagTarget(

@@ -20,8 +20,8 @@ from anlage.bags.store import (
 )
 from anlage.embedding.encoder_facts import EncoderFacts
 from anlage.embedding.patch_token_file import SUFFIX
-from anlage.embedding.settings import departures
-from anlage.encoders.tile_encoder import TileEncoder
+from anlage.embedding.settings import EmbedSettings, departures
+from anlage.encoders.tile_encoder import EncoderConfig, TileEncoder
 from anlage.errors import BagError, CatalogueError
 from anlage.progress import meter
 from anlage.provenance import versions
@@ -44,6 +44,15 @@ class Grid:
 
     spec: TileSpec
     colour: Colour
+
+
+def grid_of(settings: EmbedSettings, config: EncoderConfig) -> Grid:
+    """The tiles that an encoder gets by these settings.
+
+    Raises:
+        ValueError: If they would overlap by their whole edge.
+    """
+    return Grid(settings.spec(config), settings.colour or config.colour)
 
 
 @dataclass(frozen=True, slots=True)
