@@ -12,6 +12,7 @@ import sys
 
 from anlage.cli import (  # each adds its commands to the application
     bags,
+    curation,
     demo,
     embed_tiles,
     embedding,
@@ -28,6 +29,7 @@ from anlage.cli.application import FILE_ONLY, Exit, app
 __all__ = [
     "app",
     "bags",
+    "curation",
     "demo",
     "embed_tiles",
     "embedding",

@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from anlage.bags.bag import BagAttributes
+from anlage.bags.one_encoder import ONE_ENCODER, refuse_mixed
 from anlage.bags.store import BagHeader, feature_blocks, list_bags
 from anlage.errors import BagError, CatalogueError
 from anlage.files import replace_whole
@@ -29,7 +30,6 @@ from anlage.slides.catalogue import Catalogue
 FORMAT = "slide_embeddings/1"
 Pooling = Literal["mean", "mean+std"]
 POOLINGS: tuple[Pooling, ...] = get_args(Pooling)
-ONE_ENCODER = ("encoder_fingerprint", "mpp", "tile_px", "colour")
 
 
 class Moments:
@@ -152,7 +152,7 @@ def embed_slides(
                 refused.append(error)
                 continue
             first = first or (place, header.attributes)
-            _refuse_mixed(place, header.attributes, *first)
+            refuse_mixed(place, header.attributes, *first)
             if moments.count == 0:
                 empty.append(slide_id)
             else:
@@ -186,14 +186,6 @@ def _slide_row(
 ) -> _Row:
     patient_id = patient_of.get(slide_id)
     return _Row(slide_id, patient_id, [slide_id], header.content_sha256, moments)
-
-
-def _refuse_mixed(place: str, made: BagAttributes, first_place: str, first: BagAttributes) -> None:
-    for name in ONE_ENCODER:
-        found, wanted = getattr(made, name), getattr(first, name)
-        if found != wanted:
-            msg = f"was made with {name} {found}; {first_place} with {wanted}. "
-            raise BagError(place, f"{msg}`anlage bags verify` lists which are which.")
 
 
 def _by_patient(rows: Iterable[_Row]) -> list[_Row]:

@@ -1,0 +1,1 @@
+"""Which tiles are worth training on: duplicates, clusters, balanced samples, retrieval."""
