@@ -18,7 +18,9 @@ from anlage.cli import main
 from anlage.encoders.folder import save_encoder
 from micro_recipe import MICRO
 
-HEAVY = {"torch", "numpy", "pyarrow", "sklearn", "cv2", "openslide", "h5py", "jinja2", "PIL"}
+HEAVY = {
+    *("torch", "numpy", "pyarrow", "sklearn", "cv2", "openslide", "h5py", "jinja2", "PIL", "zarr"),
+}
 SOME_SLIDES = ("hodgkin__HE", "erosion__HE")
 COMMANDS = [
     *((), ("demo",), ("index",), ("pretrain",), ("pretrain", "tile"), ("embed",)),

@@ -3,6 +3,7 @@ import os
 import signal
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import boto3
@@ -12,7 +13,6 @@ import zarr
 from some_bags import assert_same, make_bag
 
 from anlage.bags import zarr_store
-from anlage.bags.crc32c import crc32c
 from anlage.bags.store import (
     bag_place,
     feature_blocks,
@@ -22,18 +22,11 @@ from anlage.bags.store import (
     read_bag_header,
     write_bag,
 )
+from anlage.bags.zarr_group import zarr_objects
 from anlage.errors import BagError
 from anlage.slides.storage.remote_objects import put_object
 
 MARKER, SHARD, COORDS = "zarr.json", "features/c/0/0", "coords/c/0/0"
-
-
-def test_crc32c_of_the_published_examples():
-    """RFC 3720, appendix B.4, and the usual check value."""
-    assert crc32c(b"123456789") == 0xE3069283
-    assert crc32c(bytes(32)) == 0x8A9136AA
-    assert crc32c(b"\xff" * 32) == 0x62A8AB43
-    assert crc32c(bytes(range(32))) == 0x46DD794E
 
 
 @pytest.fixture(params=["here", "bucket"])
@@ -55,9 +48,47 @@ def test_read_returns_what_was_written(folder, n_tiles):
     np.testing.assert_array_equal(np.concatenate(streamed), bag.features)
 
 
+def crc32c(data: bytes) -> int:
+    """RFC 3720, appendix B.4, a bit at a time."""
+    value = 0xFFFFFFFF
+    for byte in data:
+        value ^= byte
+        for _ in range(8):
+            value = value >> 1 ^ (0x82F63B78 if value & 1 else 0)
+    return value ^ 0xFFFFFFFF
+
+
+def decode_shard(data: bytes, shape: tuple[int, int], rows: int) -> np.ndarray:
+    """The chunks of a shard by its index, as the text of the specification has it."""
+    count = -(-shape[0] // rows)
+    index, checksum = data[-16 * count - 4 : -4], data[-4:]
+    assert int.from_bytes(checksum, "little") == crc32c(index)
+    chunks = [data[at : at + n] for at, n in np.frombuffer(index, "<u8").reshape(count, 2)]
+    assert {len(chunk) for chunk in chunks} == {rows * shape[1] * 2}
+    return np.frombuffer(b"".join(chunks), "<f2").reshape(-1, shape[1])[: shape[0]]
+
+
+@pytest.mark.parametrize(("n_tiles", "rows"), [(1, 1), (50, 50), (700, 512), (1024, 512)])
+@pytest.mark.parametrize("is_zero", [False, True])
+def test_the_objects_are_those_of_the_specification(tmp_path, n_tiles, rows, is_zero):
+    """The oracle: Zarr 3.0 and its sharding by hand; chunks of zeros are there too."""
+    bag, place = make_bag(n_tiles=n_tiles), tmp_path / "a.zarr"
+    if is_zero:
+        bag.features[-rows:] = 0
+    write_bag(place, bag)
+    marker = json.loads((place / MARKER).read_text())
+    for name in ("features", "coords"):
+        alone = json.loads((place / name / "zarr.json").read_text())
+        assert marker["consolidated_metadata"]["metadata"][name] == alone
+    assert alone["codecs"] == [{"name": "bytes", "configuration": {"endian": "little"}}]
+    found = decode_shard((place / SHARD).read_bytes(), bag.features.shape, rows)
+    np.testing.assert_array_equal(found, bag.features)
+    coords = np.fromfile(place / COORDS, "<i8").reshape(-1, 2)
+    np.testing.assert_array_equal(coords, bag.coords)
+
+
 @pytest.mark.parametrize("n_tiles", [0, 1, 700])
-def test_zarr_python_reads_the_same(tmp_path, n_tiles):
-    """The oracle: zarr-python, which knows nothing of bags."""
+def test_any_program_with_zarr_opens_it(tmp_path, n_tiles):
     bag = make_bag(n_tiles=n_tiles)
     write_bag(tmp_path / "a.zarr", bag)
     for consolidated in (True, False):
@@ -96,7 +127,7 @@ def test_a_bag_is_replaced_and_nothing_else_is_left(folder):
 def test_a_bag_whose_writer_died_is_not_there(bucket):
     place = bag_place(bucket, "a")
     write_bag(place, make_bag("a"))
-    lost = zarr_store.zarr_objects(make_bag("a", seed=1))
+    lost = zarr_objects(make_bag("a", seed=1))
     zarr_store.delete_object(f"{place}/{MARKER}")
     for name in list(lost)[:2]:  # and here it was killed
         put_object(f"{place}/{name}", lost[name])
@@ -123,7 +154,7 @@ def test_the_marker_is_put_last(bucket, monkeypatch):
 
 def test_a_bag_that_another_process_writes_at_the_same_time(bucket, monkeypatch):
     """Its shard lands between ours and our marker; the bag is then all ours."""
-    place, theirs = bag_place(bucket, "a"), zarr_store.zarr_objects(make_bag("a", seed=1))
+    place, theirs = bag_place(bucket, "a"), zarr_objects(make_bag("a", seed=1))
     interferences = [SHARD, COORDS]
 
     def interfered(location, data):
@@ -212,9 +243,16 @@ def cut_marker(place):
     path.write_bytes(path.read_bytes()[:-50])
 
 
-def chunk_anew(place):
+def move_index(place):
     path = place / MARKER
     path.write_text(path.read_text().replace('"end"', '"start"'))
+
+
+def transpose_coords(place):
+    path = place / MARKER
+    found = json.loads(path.read_text())
+    found["consolidated_metadata"]["metadata"]["coords"]["shape"] = [2, 50]
+    path.write_text(json.dumps(found))
 
 
 def change_format(place):
@@ -239,10 +277,11 @@ def change_features(place):
     ("damage", "says"),
     [
         (cut_shard, "its shard is cut short"),
-        (cut_coords, "its coords need 800 bytes; got 784"),
+        (cut_coords, "its coords are cut short"),
         (lose_shard, "has no features/c/0/0: part of it was deleted"),
         (cut_marker, r"its zarr\.json is damaged"),
-        (chunk_anew, "not laid out as a bag"),
+        (move_index, "its shard is cut short or was changed"),
+        (transpose_coords, r"not laid out as a bag: features \(50, 12\)"),
         (change_format, "needs format 'bag/1'; got 'bag/9'"),
         (lose_attribute, "tile_px"),
         (change_features, "does not match its checksum"),
@@ -256,6 +295,38 @@ def test_what_is_damaged_is_refused(tmp_path, damage, says):
         read_bag(place)
     with pytest.raises(BagError):
         list(feature_blocks(place)[1])
+
+
+@pytest.mark.parametrize("kept", [0, 1, 3, 19, 20, 1000, 1200, 1219])
+def test_a_shard_of_any_length_but_its_own_is_refused(folder, kept):
+    bag, place = make_bag("a"), bag_place(folder, "a", store="zarr")
+    write_bag(place, bag)
+    shard = bytes(zarr_objects(bag)[SHARD])
+    assert len(shard) == 50 * 24 + 16 + 4
+    for damaged in (shard[:kept], shard + shard[:kept] + b"0"):
+        if "://" in place:
+            put_object(f"{place}/{SHARD}", damaged)
+        else:
+            (Path(place) / SHARD).write_bytes(damaged)
+        for read in (read_bag, lambda place: list(feature_blocks(place, n_rows=20)[1])):
+            with pytest.raises(BagError, match=r"a\.zarr: its shard is cut short or was changed"):
+                read(place)
+
+
+def test_a_bag_that_zarr_wrote_anew_in_other_chunks(tmp_path):
+    bag = make_bag("a", 700)
+    write_bag(tmp_path / "a.zarr", bag)
+    old = zarr.open_group(tmp_path / "a.zarr", mode="r")
+    new = zarr.create_group(tmp_path / "b.zarr", attributes=dict(old.attrs))
+    for name in ("features", "coords"):
+        new.create_array(name, data=old[name][:], chunks=(100, 2), compressors="auto")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", zarr.errors.ZarrUserWarning)
+        zarr.consolidate_metadata(tmp_path / "b.zarr")
+    assert_same(read_bag(tmp_path / "b.zarr"), bag)
+    (tmp_path / "b.zarr" / "features" / "c" / "3" / "2").unlink()
+    with pytest.raises(BagError, match="has no features/c/3/2"):
+        read_bag(tmp_path / "b.zarr")
 
 
 def test_places_that_cannot_be(tmp_path, bucket):

@@ -13,39 +13,32 @@ import random
 import shutil
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from anlage.bags.bag import Bag, BagHeader
-from anlage.bags.zarr_layout import (
-    COORDS,
-    CUT_SHORT,
-    MARKER,
-    SHARD,
-    header_of,
-    parse_coords,
-    parse_marker,
-    parse_shard,
-    shard_end,
-    zarr_objects,
-)
 from anlage.errors import BagError, SlideError
+from anlage.slides.storage.byte_source import ByteSource, open_bytes
 from anlage.slides.storage.location import is_remote
-from anlage.slides.storage.object_store import RemoteBytes
 from anlage.slides.storage.remote_objects import (
     delete_object,
     find_object,
-    get_object,
     put_object,
     refuse_unwritable,
 )
 
+if TYPE_CHECKING:
+    from anlage.bags.zarr_group import ZarrBag
+
 LOGGER = logging.getLogger(__name__)
 T = TypeVar("T")
+MARKER = "zarr.json"
+Objects = Mapping[str, bytes | memoryview]  # the marker is the last
 MOST_ATTEMPTS = 5  # in a bucket, where each takes seconds
 MOST_RENAMES = 200
 OTHER_WRITER = "another process keeps writing it. Give each slide to one process."
@@ -58,20 +51,24 @@ def write_zarr(place: str, bag: Bag) -> None:
         BagError: If the bucket refuses, or another process writes the same bag without end.
         OSError: If the disk is full or refuses; carries the place.
     """
+    from anlage.bags.zarr_group import zarr_objects
+
     if is_remote(place):
-        _told(place, lambda: _write_remote(place, bag))
+        _told(place, lambda: refuse_unwritable(place))
+        objects = zarr_objects(bag)
+        _told(place, lambda: _write_remote(place, objects))
         return
     try:
-        _write_local(Path(place), bag)
+        _write_local(Path(place), zarr_objects(bag))
     except OSError as error:
         raise OSError(error.errno, f"write_bag: {error.strerror}", place) from error
 
 
-def _write_local(target: Path, bag: Bag) -> None:
+def _write_local(target: Path, objects: Objects) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     beside = folder_beside(target)
     try:
-        for name, data in zarr_objects(bag).items():
+        for name, data in objects.items():
             path = beside / name
             path.parent.mkdir(parents=True, exist_ok=True)
             with path.open("wb") as file:
@@ -113,10 +110,8 @@ def rename_folder_over(beside: Path, target: Path) -> None:
     raise BagError(target, OTHER_WRITER)
 
 
-def _write_remote(place: str, bag: Bag) -> None:
+def _write_remote(place: str, objects: Objects) -> None:
     """Write until every object is the one of this process, whoever else writes them."""
-    refuse_unwritable(place)
-    objects = zarr_objects(bag)
     for attempt in range(MOST_ATTEMPTS):
         delete_object(f"{place}/{MARKER}")
         versions = {name: put_object(f"{place}/{name}", data) for name, data in objects.items()}
@@ -145,75 +140,38 @@ def read_zarr(place: str) -> tuple[BagHeader, NDArray[np.float16]]:
     Raises:
         BagError: If it is missing, was not finished, is cut short or no bag.
     """
-    header, n_tiles, width = _opened(place)
-    if n_tiles == 0:
-        return header, np.empty((0, width), np.float16)
-    return header, parse_shard(place, _object(place, SHARD), n_tiles, width)
+    bag = _opened(place)
+    return _told(place, bag.header), _told(place, bag.features)
 
 
 def read_zarr_header(place: str) -> BagHeader:
     """All of a bag but its features; raises as ``read_zarr``."""
-    return _opened(place)[0]
+    return _told(place, _opened(place).header)
 
 
 def zarr_blocks(place: str, header: BagHeader, n_rows: int) -> Iterator[NDArray[np.float16]]:
-    """The features in blocks of at most ``n_rows`` tiles; raises as ``read_zarr``.
-
-    The tiles of a shard lie one after the other from its first byte, so a block is one range.
-    """
-    n_tiles, width = len(header.coords), header.width
-    if n_tiles == 0:
-        return
-    read = _ranges(place)
-    start, end = shard_end(n_tiles, width)
-    if read(start, len(end)) != end:
-        raise BagError(place, CUT_SHORT)
-    for first in range(0, n_tiles, n_rows):
-        count = min(n_rows, n_tiles - first)
-        data = read(first * width * 2, count * width * 2)
-        if len(data) != count * width * 2:
-            raise BagError(place, CUT_SHORT)
-        yield np.frombuffer(data, "<f2").reshape(count, width).astype(np.float16)
+    """The features in blocks of at most ``n_rows`` tiles; raises as ``read_zarr``."""
+    bag = _opened(place)
+    for first in range(0, len(header.coords), n_rows):
+        yield _told(place, partial(bag.features, first, first + n_rows))
 
 
-def _ranges(place: str) -> Callable[[int, int], bytes]:
-    """A function that reads bytes of the shard, by offset and count."""
+def _opened(place: str) -> ZarrBag:
+    from anlage.bags.zarr_group import ZarrBag
+
+    return _told(place, lambda: ZarrBag(place, partial(_open_object, place)))
+
+
+def _open_object(place: str, name: str) -> ByteSource:
+    location = f"{place}/{name}"
     if is_remote(place):
-        source = _told(place, lambda: RemoteBytes(f"{place}/{SHARD}"))
-        return lambda offset, count: _told(place, lambda: source.read(offset, count))
-
-    def read(offset: int, count: int) -> bytes:
-        try:
-            with (Path(place) / SHARD).open("rb") as file:
-                file.seek(offset)
-                return file.read(count)
-        except OSError as error:
-            raise BagError(place, _lacks(SHARD)) from error
-
-    return read
-
-
-def _opened(place: str) -> tuple[BagHeader, int, int]:
-    stored, n_tiles, width = parse_marker(place, _object(place, MARKER))
-    coords = np.empty((0, 2), np.int64)
-    if n_tiles:
-        coords = parse_coords(place, _object(place, COORDS), n_tiles)
-    return header_of(place, stored, coords, width), n_tiles, width
-
-
-def _object(place: str, name: str) -> bytes:
-    if is_remote(place):
-        found = _told(place, lambda: get_object(f"{place}/{name}"))
+        found = find_object(location)
         if found is None:
             raise BagError(place, _lacks(name))
-        return found[0]
-    try:
-        return (Path(place) / name).read_bytes()
-    except (FileNotFoundError, NotADirectoryError) as error:
-        is_there = Path(place).exists()
-        raise BagError(place, _lacks(name) if is_there else _lacks("")) from error
-    except OSError as error:
-        raise BagError(place, f"cannot be read ({error.strerror}). Check the disk.") from error
+        return open_bytes(location, version=found.version, size=found.size)
+    if not Path(location).is_file():
+        raise BagError(place, _lacks(name if Path(place).exists() else ""))
+    return open_bytes(location)
 
 
 def _lacks(name: str) -> str:
