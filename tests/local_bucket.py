@@ -19,16 +19,21 @@ def endpoint() -> Iterator[str]:
     server.stop()
 
 
-@pytest.fixture
-def bucket(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """The URL of an empty folder in a bucket."""
-    for name, value in {
+def settings_of(endpoint: str) -> dict[str, str]:
+    """Environment of a process that is to reach the server."""
+    return {
         "AWS_ACCESS_KEY_ID": "key",
         "AWS_SECRET_ACCESS_KEY": "secret",
         "AWS_REGION": "us-east-1",
         "AWS_ENDPOINT_URL": endpoint,
         "ANLAGE_REMOTE_SECONDS": "20",
-    }.items():
+    }
+
+
+@pytest.fixture
+def bucket(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The URL of an empty folder in a bucket."""
+    for name, value in settings_of(endpoint).items():
         monkeypatch.setenv(name, value)
     boto3.client("s3", endpoint_url=endpoint, region_name="us-east-1").create_bucket(Bucket="bags")
     yield "s3://bags/study 1"

@@ -86,6 +86,11 @@ def test_folders_are_named_after_encoders(encoder, name):
         (("--stride-px", "8", "--overlap-px", "8"), "not both"),
         (("--mpp", "0"), "Invalid value for"),
         (("--precision", "int8"), "Invalid value for"),
+        (("--engine", "dask"), "Invalid value for"),
+        (("--workers", "2"), "go with --engine ray"),
+        (("--engine", "ray", "--workers", "0"), "Invalid value for"),
+        (("--engine", "ray", "--encoder", "f"), "takes one --encoder; got 2"),
+        (("--engine", "ray", "--device", "cpu,cpu"), "takes one --device for each worker"),
     ],
 )
 def test_wrong_usage_is_two(embed, catalogue, tmp_path, settings, says):
@@ -98,6 +103,12 @@ def test_wrong_usage_is_two(embed, catalogue, tmp_path, settings, says):
 
 def test_shards_take_a_catalogue_alone(embed, slides, tmp_path):
     code, told = embed("--encoder", "e", "--slides", slides, "-o", tmp_path / "b", "--shard", "1/2")
+    assert code == 2
+    assert "takes a catalogue" in told
+
+
+def test_urls_take_a_catalogue_alone(embed, slides):
+    code, told = embed("--encoder", "e", "--slides", slides, "-o", "s3://bags/study")
     assert code == 2
     assert "takes a catalogue" in told
 

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -14,9 +15,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
+from local_bucket import bucket, endpoint, settings_of  # noqa: F401 - fixtures
 
 from anlage.bags.store import list_bags, read_bag
+from anlage.cli.application import app
 from anlage.embedding import bag_target
 from anlage.embedding.embed_tiles import embed_tiles
 from anlage.embedding.ray_cluster import embed_on_ray
@@ -30,20 +34,20 @@ ALL = ["a", "b", "bb", "c", "d"]
 
 
 @pytest.fixture(scope="session")
-def cluster() -> Iterator[None]:
-    """Two processors' worth of Ray, for all tests."""
+def cluster(endpoint: str) -> Iterator[None]:  # noqa: F811
+    """Four processors' worth of Ray, whose workers know of the bucket."""
     os.environ |= {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
     os.environ |= {"RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0", "RAY_DEDUP_LOGS": "0"}
     import ray
 
-    paths = {"env_vars": {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}}
+    known = {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)} | settings_of(endpoint)
     ray.init(
         "local",
         num_cpus=4,
         include_dashboard=False,
         object_store_memory=2**27,
         log_to_driver=False,
-        runtime_env=paths,
+        runtime_env={"env_vars": known},
     )
     yield
     ray.shutdown()
@@ -151,3 +155,65 @@ def test_a_slide_that_kills_two_workers_is_refused_by_name_and_costs_no_other(
     record = json.loads((bags / "embedding.json").read_text())
     assert (sorted([*record["done"], *record["empty"]]), record["refused"]) == (ALL, [])
     assert Counter(name for name, _ in written(own_encoder)) == Counter(ALL)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("cluster")
+def test_workers_write_into_a_bucket_from_the_command_line(
+    catalogue,
+    encoder_folder,
+    tmp_path,
+    bucket,  # noqa: F811
+    capsys,
+    monkeypatch,
+):
+    monkeypatch.setattr("anlage.cli.embed_tiles.log_to", lambda _: None)
+    command = ["--encoder", encoder_folder, "--slides", catalogue.path, "-o", bucket]
+    on_ray = ["--engine", "ray", "--workers", 2, "--cpus-per-worker", 1, "--gpus-per-worker", 0]
+    for told in ("4 slides embedded (", "0 slides embedded, 4 already there, 1 empty"):
+        with pytest.raises(SystemExit) as end:
+            app(["embed", "tiles", *map(str, command + on_ray)])
+        assert end.value.code == 3  # one is empty
+        assert told in capsys.readouterr().out
+    embed_tiles(encoder_folder, catalogue, tmp_path / "here")
+    for slide_id, place in list_bags(bucket).items():
+        here = read_bag(tmp_path / "here" / f"{slide_id}.h5")
+        np.testing.assert_array_equal(read_bag(place).features, here.features)
+    assert list(list_bags(bucket)) == ALL
+
+
+RUN = """
+import os, sys
+from anlage.embedding.ray_cluster import embed_on_ray
+from anlage.embedding.ray_workers import RayOptions
+from anlage.embedding.settings import EmbedSettings
+encoder, catalogue, output = sys.argv[1:]
+options = RayOptions(address="local", workers=1, gpus_per_worker=0)
+settings = EmbedSettings(batch_size=4, threads=1)
+embed_on_ray(encoder, catalogue, output, settings=settings, options=options)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("cluster")
+def test_a_run_whose_driver_is_killed_goes_on_when_started_again(catalogue, own_encoder, tmp_path):
+    """The first has a cluster of its own, which ends with it."""
+    (own_encoder / "pause_s").write_text("0.3")
+    bags, path = tmp_path / "bags", os.pathsep.join(p for p in sys.path if p)
+    command = [sys.executable, "-c", RUN, named(own_encoder), str(catalogue.path), str(bags)]
+    with subprocess.Popen(command, env=os.environ | {"PYTHONPATH": path}) as driver:
+        until = time.monotonic() + 200
+        while not list(bags.glob("*.h5")) and time.monotonic() < until:
+            time.sleep(0.02)
+        driver.kill()
+    (own_encoder / "pause_s").unlink()
+    worker = written(own_encoder)[0][1]
+    while psutil.pid_exists(worker) and time.monotonic() < until:
+        time.sleep(0.1)
+    finished = {path.stem for path in bags.glob("*.h5")}
+    assert 0 < len(finished) < len(ALL)
+    result = embed_on_ray(named(own_encoder), catalogue, bags, settings=SETTINGS, options=TWO)
+    assert set(result.done).isdisjoint(finished)
+    times = Counter(name for name, _ in written(own_encoder))
+    assert all(times[name] == 1 for name in finished)
+    assert list(list_bags(bags)) == ALL

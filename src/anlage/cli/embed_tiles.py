@@ -29,7 +29,10 @@ Encoders = Annotated[
 Slides = Annotated[
     str, typer.Option(help="Catalogue (.parquet), or a folder, file or glob to index first.")
 ]
-Output = Annotated[Path, typer.Option("-o", "--output", help="Folder for one HDF5 a slide.")]
+Output = Annotated[
+    str,
+    typer.Option("-o", "--output", help="Folder for one HDF5 a slide, or URL for one Zarr each."),
+]
 Mpp = Annotated[
     float | None,
     typer.Option(min=0.01, max=1000, help="µm per pixel of the tiles; the encoder's if none."),
@@ -68,6 +71,24 @@ RemoteCode = Annotated[
 OneShard = Annotated[
     str | None, typer.Option(help="i/n: this part of the catalogue alone, for n jobs.")
 ]
+Engine = Annotated[
+    Literal["local", "ray"], typer.Option(help="This process, or workers of a Ray cluster.")
+]
+RayAddress = Annotated[
+    str | None,
+    typer.Option(
+        help="auto, HOST:PORT or local (this machine alone); auto if it answers, else local."
+    ),
+]
+Workers = Annotated[int | None, typer.Option(min=1, help="Ray: how many; as many as fit if none.")]
+CpusPerWorker = Annotated[
+    float | None,
+    typer.Option(min=0.01, max=MOST_THREADS, help="Ray: processors each reserves; --threads."),
+]
+GpusPerWorker = Annotated[
+    float | None,
+    typer.Option(min=0, max=64, help="Ray: GPUs each reserves, 0.5 for two a GPU; 1 if there is."),
+]
 
 
 @embed.command("tiles")
@@ -89,15 +110,28 @@ def embed_tiles_command(
     patch_tokens: PatchTokens = False,
     shard: OneShard = None,
     trust_remote_code: RemoteCode = False,
+    engine: Engine = "local",
+    ray_address: RayAddress = None,
+    workers: Workers = None,
+    cpus_per_worker: CpusPerWorker = None,
+    gpus_per_worker: GpusPerWorker = None,
 ) -> None:
-    """Embed every tissue tile of every slide: one bag (HDF5) a slide; always resumes.
+    """Embed every tissue tile of every slide: one bag a slide; always resumes.
 
     Runs that are started in one folder share its slides. Exit code 3 says that a slide was refused,
     holds no tile, or is still with another run.
     """
     from anlage.embedding.embed_tiles import OpenEncoder, embed_together
+    from anlage.embedding.ray_workers import RayOptions
     from anlage.slides.indexing.index import catalogue_of
 
+    options = RayOptions(
+        address=ray_address,
+        workers=workers,
+        cpus_per_worker=cpus_per_worker,
+        gpus_per_worker=gpus_per_worker,
+    )
+    _refuse_misfits(engine, options, n_encoders=len(encoder), device=device)
     settings = _settings(
         mpp=mpp,
         tile_px=tile_px,
@@ -111,19 +145,57 @@ def embed_tiles_command(
         shard=_shard(shard, slides),
     )
     encoders = _named(encoder)
-    log_to(output / "anlage.log")
+    log_to(_log_of(output, slides))
     catalogue, unusable = catalogue_of(slides, folder=output, tissue=tissue)
-    results = embed_together(
-        encoders,
-        catalogue,
-        {name: output / name for name in encoders},
-        settings=settings,
-        how=OpenEncoder(device.split(","), precision, trust_remote_code),
-    )
+    if engine == "ray":
+        from anlage.embedding.ray_cluster import embed_on_ray
+
+        how = OpenEncoder(device, precision, trust_remote_code)
+        one = embed_on_ray(
+            encoder[0], catalogue, output, settings=settings, how=how, options=options
+        )
+        results = {"": one}
+    else:
+        results = embed_together(
+            encoders,
+            catalogue,
+            {name: f"{output}/{name}" if name else output for name in encoders},
+            settings=settings,
+            how=OpenEncoder(device.split(","), precision, trust_remote_code),
+        )
     name_refused(unusable)
     for name, result in results.items():
         _say(name, result)
     _end(list(results.values()), unusable)
+
+
+def _refuse_misfits(engine: str, options: object, *, n_encoders: int, device: str) -> None:
+    """Refuse options of one engine that the other does not have."""
+    from anlage.embedding.ray_workers import RayOptions
+
+    if engine == "local":
+        if options != RayOptions():
+            msg = "--ray-address, --workers and what a worker reserves go with --engine ray."
+            raise typer.BadParameter(msg)
+        return
+    if n_encoders > 1:
+        msg = f"--engine ray takes one --encoder; got {n_encoders}. Run it once for each."
+        raise typer.BadParameter(msg)
+    if "," in device:
+        msg = f"--engine ray takes one --device for each worker; got {device}. Use --workers."
+        raise typer.BadParameter(msg)
+
+
+def _log_of(output: str, slides: str) -> Path | None:
+    """Where the log goes: beside the bags, if they go to a folder."""
+    from anlage.slides.storage.location import is_remote
+
+    if not is_remote(output):
+        return Path(output) / "anlage.log"
+    if not slides.endswith(".parquet"):
+        msg = "-o at a URL takes a catalogue (.parquet) as --slides. Make one: anlage index."
+        raise typer.BadParameter(msg)
+    return None
 
 
 def _settings(**values: object) -> EmbedSettings:

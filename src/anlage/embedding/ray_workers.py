@@ -34,7 +34,8 @@ class RayOptions:
         address: ``HOST:PORT``, ``auto`` for the running cluster, ``local`` for one on this machine
             that ends with the run; None for the running one if there is one, else ``local``.
         workers: How many; None for as many as the cluster has room for at the start.
-        cpus_per_worker: Processors that each reserves, above 0; also its threads of arithmetic.
+        cpus_per_worker: Processors that each reserves, above 0, and its threads of arithmetic; None
+            for as many as it has threads that read.
         gpus_per_worker: GPUs that each reserves; below 1, several workers share one. None for one
             where the cluster has any.
 
@@ -44,13 +45,13 @@ class RayOptions:
 
     address: str | None = None
     workers: int | None = None
-    cpus_per_worker: float = 1
+    cpus_per_worker: float | None = None
     gpus_per_worker: float | None = None
 
     def __post_init__(self) -> None:
         rules = {
             "at least 1 worker": self.workers is None or self.workers >= 1,
-            "cpus_per_worker above 0": self.cpus_per_worker > 0,
+            "cpus_per_worker above 0": self.cpus_per_worker is None or self.cpus_per_worker > 0,
             "gpus_per_worker of at least 0": (self.gpus_per_worker or 0) >= 0,
         }
         for rule, holds in rules.items():
@@ -141,12 +142,13 @@ class RayWorkers:
         gpus = options.gpus_per_worker
         if gpus is None:
             gpus = 1 if ray.cluster_resources().get("GPU") else 0
-        self._asks = {"CPU": options.cpus_per_worker, "GPU": gpus}
+        cpus = options.cpus_per_worker or work.settings.threads
+        self._asks = {"CPU": cpus, "GPU": gpus}
         self.n_workers = options.workers or max(self._room(), 1)
         self.devices: set[str] = set()
         self._facts: EncoderFacts | None = None
         self._work = work
-        self._worker = ray.remote(num_cpus=options.cpus_per_worker, num_gpus=gpus)(SlideWorker)
+        self._worker = ray.remote(num_cpus=cpus, num_gpus=gpus)(SlideWorker)
         self._starting: dict[Any, tuple[Any, int]] = {}  # by the answer awaited: actor, deaths
         self._idle: list[Any] = []
         self._working: dict[Any, tuple[Any, list[str]]] = {}
