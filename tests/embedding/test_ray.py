@@ -31,13 +31,14 @@ from anlage.slides.catalogue import Catalogue
 TWO = RayOptions(workers=2, gpus_per_worker=0)
 SETTINGS = EmbedSettings(batch_size=4, threads=1)
 ALL = ["a", "b", "bb", "c", "d"]
+QUIET = {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
+QUIET |= {"RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0"}
 
 
 @pytest.fixture(scope="session")
 def cluster(endpoint: str) -> Iterator[None]:  # noqa: F811
     """Four processors' worth of Ray, whose workers know of the bucket."""
-    os.environ |= {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
-    os.environ |= {"RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0", "RAY_DEDUP_LOGS": "0"}
+    os.environ |= QUIET
     import ray
 
     known = {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)} | settings_of(endpoint)
@@ -217,3 +218,53 @@ def test_a_run_whose_driver_is_killed_goes_on_when_started_again(catalogue, own_
     times = Counter(name for name, _ in written(own_encoder))
     assert all(times[name] == 1 for name in finished)
     assert list(list_bags(bags)) == ALL
+
+
+NODES = """
+import os, signal, sys, threading, time
+from pathlib import Path
+import ray
+from ray.cluster_utils import Cluster
+from anlage.embedding.ray_cluster import embed_on_ray
+from anlage.embedding.ray_workers import RayOptions
+from anlage.embedding.settings import EmbedSettings
+encoder, catalogue, output = sys.argv[1:]
+small = {"num_cpus": 1, "object_store_memory": 2**27}
+cluster = Cluster(initialize_head=True, head_node_args={**small, "include_dashboard": False})
+lost = cluster.add_node(**small)
+ray.init(cluster.address, log_to_driver=False)
+def lose():
+    while len(list(Path(output).glob("*.h5"))) < 1:
+        time.sleep(0.02)
+    cluster.remove_node(lost, allow_graceful=False)
+    print("lost a node", flush=True)
+losing = threading.Thread(target=lose, daemon=True)
+losing.start()
+options = RayOptions(workers=2, cpus_per_worker=1, gpus_per_worker=0)
+settings = EmbedSettings(batch_size=4, threads=1)
+result = embed_on_ray(encoder, catalogue, output, settings=settings, options=options)
+losing.join(60)
+print("made", *sorted([*result.done, *result.empty]), flush=True)
+ray.shutdown()
+cluster.shutdown()
+"""
+
+
+@pytest.mark.slow
+def test_of_two_nodes_one_is_lost_and_the_other_makes_all_bags(catalogue, own_encoder, tmp_path):
+    (own_encoder / "pause_s").write_text("0.3")
+    bags, path = tmp_path / "bags", os.pathsep.join(p for p in sys.path if p)
+    command = [sys.executable, "-c", NODES, named(own_encoder), str(catalogue.path), str(bags)]
+    ended = subprocess.run(
+        command,
+        env=os.environ | QUIET | {"PYTHONPATH": path},
+        stdout=subprocess.PIPE,
+        text=True,
+        timeout=400,
+        check=True,
+    )
+    assert "lost a node" in ended.stdout
+    assert f"made {' '.join(ALL)}" in ended.stdout
+    (own_encoder / "pause_s").unlink()
+    embed_tiles(named(own_encoder), catalogue, tmp_path / "here", batch_size=4)
+    assert_same_bags(bags, tmp_path / "here")

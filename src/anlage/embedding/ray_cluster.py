@@ -146,7 +146,6 @@ def embed_on_ray(
             has other versions or another encoder, or no worker is left.
         AnlageError: As ``embed_tiles``; also OSError and ValueError.
     """
-    began, started = time.monotonic(), datetime.now(UTC)
     settings, how, options = (
         settings or EmbedSettings(),
         how or OpenEncoder(),
@@ -160,6 +159,7 @@ def embed_on_ray(
         work = _work(encoder, whole, part, output, settings=settings, how=how, marker=marker)
         with RayWorkers(ray, work, options) as workers:
             facts = workers.facts()
+            began, started = time.monotonic(), datetime.now(UTC)
             grid = grid_of(settings, facts.config)
             with_tokens = settings.patch_tokens
             for departure in departures(facts.config, grid.spec, grid.colour):
