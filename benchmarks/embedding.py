@@ -6,10 +6,12 @@ forward  ViT-S/16 of random weights, fp32 and (where the processor has it) bf16:
          forward pass on tensors that are ready, and ``embed_tiles`` on a slide. Also how near
          bf16's embeddings are to fp32's.
 noop     the mean of each channel in place of a network: ``embed_tiles`` beside
-         ``embed_dataloader.py`` of the baselines folder with 1, 2 and 3 workers, usual and tuned.
+         ``embed_dataloader.py`` of the baselines folder, usual and tuned, with ``--workers``; as
+         many tiles of the slide on either side.
 outside  one run over the whole slide: the share of time outside reading and forward pass.
-memory   peak of a fresh process that embeds 10,000 and 100,000 tiles (by overlap) into features
-         of 384 numbers.
+memory   peak of a fresh process that embeds about 10,000 tiles and about 100,000, which overlap
+         (step 36 px) and lie on a tenth of the tissue and on all of it, into features of 384
+         numbers.
 timm     networks of timm with random weights (``--networks``: ViT-L/16, H/14 and g/14) in bf16 on
          ``--device``: their forward pass on tensors that are there, and ``embed_tiles`` from the
          slide to the bag with the very same network. For GPUs.
@@ -43,6 +45,7 @@ from turns import Rate, take_turns
 
 from anlage.bags.store import read_bag
 from anlage.embedding.embed_tiles import EmbedResult, embed_tiles
+from anlage.embedding.slide_plan import tiles_of
 from anlage.encoders.other_network import OtherNetwork
 from anlage.encoders.precision import Precision, has_native_bf16
 from anlage.encoders.tile_encoder import EncoderConfig, TileEncoder
@@ -50,12 +53,13 @@ from anlage.models.vit import TokenOutput, VisionTransformer
 from anlage.slides.catalogue import Catalogue
 from anlage.slides.indexing.index import index_slides
 from anlage.slides.masks import TissueMask, encode_mask
+from anlage.tiles.spec import TileSpec
 
 TILE_PX, MPP, BATCH, SEED = 224, 0.5, 64, 0
 LARGE = ("vit_large_patch16_224", "vit_huge_patch14_224", "vit_giant_patch14_224")
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 VIT_S16 = {"image_px": 224, "patch_px": 16, "width": 384, "depth": 12, "n_heads": 6}
-WIDTH = 384
+WIDTH, STRIDE_PX = 384, 36  # of `memory`
 PARTS = ("forward", "noop", "outside", "memory", "timm")
 
 
@@ -87,14 +91,17 @@ def main() -> None:
     parser.add_argument("--tiles", type=int, default=512, help="a turn with a network")
     parser.add_argument("--noop-tiles", type=int, default=2048, help="a turn without one")
     parser.add_argument("--threads", type=int, default=2, help="that read, ours")
+    parser.add_argument(
+        "--workers", type=int, nargs="+", default=(1, 2, 3), help="the DataLoader's"
+    )
     parser.add_argument("--batch", type=int, default=BATCH, help="of `timm`")
     parser.add_argument("--device", default="cpu", help="of `timm`")
     parser.add_argument("--networks", nargs="+", default=LARGE, help="of `timm`")
     parser.add_argument("--json", type=Path, help="write the figures here too")
-    parser.add_argument("--stride", type=int, help=argparse.SUPPRESS)  # the child of `memory`
+    parser.add_argument("--child", type=float, help=argparse.SUPPRESS)  # of `memory`
     arguments = parser.parse_args()
-    if arguments.stride:
-        print(json.dumps(peak_of_this_process(arguments.slide, arguments.stride)))
+    if arguments.child:
+        print(json.dumps(peak_of_this_process(arguments.slide, share=arguments.child)))
         return
     sys.path.insert(0, str(arguments.shared.resolve() / "baselines"))
     cv2.setNumThreads(1)
@@ -124,9 +131,6 @@ def make_catalogue(slide: Path, folder: Path, *, n_tiles: int | None) -> Catalog
     assert catalogue is not None
     if n_tiles is None:
         return catalogue
-    from anlage.embedding.slide_plan import tiles_of
-    from anlage.tiles.spec import TileSpec
-
     row = catalogue.rows()[0]
     spec = TileSpec(size_px=TILE_PX, mpp=MPP, stride_px=TILE_PX)
     corners = tiles_of(catalogue, row, spec)
@@ -233,11 +237,10 @@ def measure_noop(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     catalogue = make_catalogue(arguments.slide, folder / "noop", n_tiles=arguments.noop_tiles)
     encoder = make_encoder(ChannelMean())
     n_tiles = embed_fresh(encoder, catalogue, folder).n_tiles
-    n_peer = max(BATCH, arguments.noop_tiles // 4)
     run = partial(embed_fresh, encoder, catalogue, folder, threads=arguments.threads)
     sides: dict[str, tuple[Callable[[], Any], int]] = {"embed_tiles": (run, n_tiles)}
     for style in ("usual", "tuned"):
-        for workers in (1, 2, 3):
+        for workers in arguments.workers:
             one = partial(
                 peer.embed_slide,
                 *(str(arguments.slide), folder / "peer.h5"),
@@ -248,9 +251,9 @@ def measure_noop(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
                 mpp=MPP,
                 batch=BATCH,
                 workers=workers,
-                n=n_peer,
+                n=n_tiles,
             )
-            sides[f"{style}, {workers} workers"] = (one, n_peer)
+            sides[f"{style}, {workers} workers"] = (one, n_tiles)
     rates = take_turns(sides, rounds=arguments.rounds)
     figures: dict[str, Any] = {"n_tiles": n_tiles, "tiles_per_s": shown(rates)}
     for style in ("usual", "tuned"):
@@ -275,8 +278,8 @@ def measure_outside(arguments: argparse.Namespace, folder: Path) -> dict[str, An
 def measure_memory(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Peak memory of two runs, and by how much they differ beyond the bag."""
     found = []
-    for stride in (180, 56):
-        command = [sys.executable, __file__, str(arguments.slide), "--stride", str(stride)]
+    for share in (0.1, 1.0):
+        command = [sys.executable, __file__, str(arguments.slide), "--child", str(share)]
         run = subprocess.run(  # noqa: S603 - this very file
             command, capture_output=True, text=True, check=True
         )
@@ -291,12 +294,16 @@ def measure_memory(arguments: argparse.Namespace, folder: Path) -> dict[str, Any
     }
 
 
-def peak_of_this_process(slide: Path, stride: int) -> dict[str, float]:
-    """Embed the slide once at that stride, in this fresh process."""
+def peak_of_this_process(slide: Path, *, share: float) -> dict[str, float]:
+    """Embed a share of the slide's tissue once, in this fresh process."""
     with tempfile.TemporaryDirectory() as temporary:
-        catalogue = make_catalogue(slide, Path(temporary) / "memory", n_tiles=None)
+        catalogue = make_catalogue(slide, Path(temporary) / "all", n_tiles=None)
+        row = catalogue.rows()[0]
+        spec = TileSpec(size_px=TILE_PX, mpp=MPP, stride_px=TILE_PX)
+        n_tiles = round(share * len(tiles_of(catalogue, row, spec)))
+        catalogue = make_catalogue(slide, Path(temporary) / "some", n_tiles=n_tiles)
         encoder = make_encoder(ChannelMean(WIDTH))
-        run = embed_tiles(encoder, catalogue, Path(temporary) / "bags", stride_px=stride)
+        run = embed_tiles(encoder, catalogue, Path(temporary) / "bags", stride_px=STRIDE_PX)
     peak_kb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return {
         "n_tiles": run.n_tiles,
