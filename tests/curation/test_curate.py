@@ -70,6 +70,13 @@ def test_copies_are_dropped(bags: Bags, small, tmp_path) -> None:
     assert Counter(made.pool.slide_N.tolist()) == {0: 48, 1: 8}
 
 
+def test_copies_within_parts_are_dropped(bags: Bags, small, tmp_path) -> None:
+    bags.write("a", features_of(0))
+    folder = bags.write("b", np.concatenate([features_of(0)[:40], features_of(1)[40:]]))
+    made = run(folder, small, tmp_path / "out", dedup=0.9999, dedup_parts=4)
+    assert made.counts["after dedup"] == 56  # copies are the same, so in the same part
+
+
 def test_test_patients_and_what_is_like_their_tiles_are_left_out(
     pool_folder, small, tmp_path
 ) -> None:

@@ -47,6 +47,15 @@ def test_more_copies_than_neighbours_are_still_joined() -> None:
     assert np.flatnonzero(~found).tolist() == [0, 50]
 
 
+def test_only_rows_of_the_same_part_are_compared() -> None:
+    rows = with_copies(6)
+    part = np.random.default_rng(0).integers(0, 5, len(rows)) * 3
+    found = is_near_duplicate(rows, threshold=0.9, part_N=part)
+    for label in np.unique(part):
+        assert found[part == label].tolist() == duplicates(rows[part == label], 0.9)
+    assert 0 < found.sum() < is_near_duplicate(rows, threshold=0.9).sum()
+
+
 def test_what_is_kept_is_nowhere_joined_and_scale_does_not_matter() -> None:
     rows = with_copies(3).astype(np.float64)
     kept = ~is_near_duplicate(rows, threshold=0.9)

@@ -41,6 +41,9 @@ Sharpness = Annotated[
 Dedup = Annotated[
     float | None, typer.Option(help="Drop tiles with this cosine or more to another; try 0.98.")
 ]
+DedupParts = Annotated[
+    int, typer.Option(min=1, help="Clusters within which alone tiles are compared, for millions.")
+]
 HeldOut = Annotated[
     str | None, typer.Option(help="Bags of a test set: its patients and likes are left out.")
 ]
@@ -79,6 +82,7 @@ def curate_command(
     pen: Pen = None,
     sharpness: Sharpness = None,
     dedup: Dedup = None,
+    dedup_parts: DedupParts = 1,
     held_out: HeldOut = None,
     held_out_cosine: HeldOutCosine = 0.95,
     levels: Levels = "auto",
@@ -100,6 +104,7 @@ def curate_command(
     settings = CurateSettings(
         filters=_filters(tissue_colour=tissue_colour, pen=pen, sharpness=sharpness),
         dedup=dedup,
+        dedup_parts=dedup_parts,
         held_out_cosine=held_out_cosine,
         levels=_levels(levels),
         n_resamplings=resamplings,

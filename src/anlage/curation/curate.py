@@ -46,6 +46,7 @@ class CurateSettings:
     Attributes:
         filters: Judges of the tiles' pixels, those of training.
         dedup: Cosine from which two tiles are the same; None to keep all.
+        dedup_parts: Clusters (plain k-means) within which alone tiles are compared; 1 for all.
         held_out_cosine: Cosine to a held-out tile from which a tile is left out.
         levels: Clusters of each level, finest first; empty for none; None for a number that fits:
             one cluster for every 50 tiles, at most 10,000, and one for every ten of those.
@@ -59,6 +60,7 @@ class CurateSettings:
 
     filters: TileFilters = field(default_factory=TileFilters)
     dedup: float | None = None
+    dedup_parts: int = 1
     held_out_cosine: float = 0.95
     levels: tuple[int, ...] | None = None
     n_resamplings: int = 10
@@ -145,7 +147,7 @@ def curate(
     sources = {"bags": _digest(pool.bag_sha256)}
     _filter(made, slides, settings, threads=threads)
     if settings.dedup is not None:
-        _keep(made, ~is_near_duplicate(made.pool.feature_ND, threshold=settings.dedup), "dedup")
+        _drop_duplicates(made, settings, threshold=settings.dedup)
     if held_out is not None:
         sources["held_out"] = _leave_out(
             made, catalogue, bags=bags, held_out=held_out, threshold=settings.held_out_cosine
@@ -215,6 +217,17 @@ def _at(judge: TileFilter, mpp: float) -> TileFilter:
     if isinstance(judge, BlurFilter) and judge.mpp < mpp:
         return judge.model_copy(update={"mpp": mpp})
     return judge
+
+
+def _drop_duplicates(made: Curation, settings: CurateSettings, *, threshold: float) -> None:
+    feature_ND, part_N = made.pool.feature_ND, None
+    if settings.dedup_parts > 1:
+        n_clusters = (settings.dedup_parts,)
+        tree = hierarchical_kmeans(
+            feature_ND, n_clusters=n_clusters, n_resamplings=0, seed=settings.seed
+        )
+        part_N = tree.cluster_of[0]
+    _keep(made, ~is_near_duplicate(feature_ND, threshold=threshold, part_N=part_N), "dedup")
 
 
 def _leave_out(

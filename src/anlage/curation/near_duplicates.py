@@ -23,7 +23,13 @@ Flags = NDArray[np.bool_]
 BLOCK_ROWS = 16_384  # of queries, whose neighbours are thinned out before the next
 
 
-def is_near_duplicate(feature_ND: Rows, *, threshold: float, n_neighbours: int = 64) -> Flags:
+def is_near_duplicate(
+    feature_ND: Rows,
+    *,
+    threshold: float,
+    n_neighbours: int = 64,
+    part_N: NDArray[np.int64] | None = None,
+) -> Flags:
     """Which rows repeat an earlier one.
 
     Rows are joined where one is among the other's nearest neighbours and their cosine is at least
@@ -34,6 +40,8 @@ def is_near_duplicate(feature_ND: Rows, *, threshold: float, n_neighbours: int =
         feature_ND: (N, D) embeddings, finite, need not be normalised.
         threshold: Cosine from which two are the same, above 0, at most 1.
         n_neighbours: Nearest neighbours that are looked at, >= 1.
+        part_N: (N,) parts of which only rows of the same are compared, such as clusters: P of them
+            cost a P-th of the time and memory, and miss pairs that a border divides. None for one.
 
     Returns:
         (N,) bool, False on the rows that are kept.
@@ -49,31 +57,46 @@ def is_near_duplicate(feature_ND: Rows, *, threshold: float, n_neighbours: int =
     if n_neighbours < 1:
         msg = f"is_near_duplicate: needs n_neighbours >= 1; got {n_neighbours}. 64 is DINOv2's."
         raise ValueError(msg)
-    n_rows = len(feature_ND)
-    if n_rows < 2:
-        return np.zeros(n_rows, dtype=np.bool_)
+    one_part = np.zeros(len(feature_ND), dtype=np.int64)
+    label_N = one_part if part_N is None else part_N
+    order = np.argsort(label_N, kind="stable")
+    _, starts = np.unique(label_N[order], return_index=True)
+    is_duplicate_N = np.zeros(len(feature_ND), dtype=np.bool_)
+    with meter("near-duplicates", total=len(feature_ND), unit="tiles") as progress:
+        for rows in np.split(order, starts[1:]):
+            if len(rows) > 1:
+                chosen = feature_ND if len(rows) == len(feature_ND) else feature_ND[rows]
+                pairs = _pairs(chosen, threshold=threshold, n_neighbours=n_neighbours)
+                is_duplicate_N[rows] = ~_is_first(pairs, n_rows=len(rows))
+            progress.advance(len(rows))
+    return is_duplicate_N
+
+
+def _pairs(
+    feature_ND: Rows, *, threshold: float, n_neighbours: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Rows, and rows among their nearest that are as alike as the threshold."""
     unit_ND = unit_rows(embedding_tensor("is_near_duplicate", "rows", feature_ND, device=None))
-    code_N = torch.arange(n_rows)
-    pairs = []
-    with meter("near-duplicates", total=n_rows, unit="tiles") as progress:
-        for first in range(0, n_rows, BLOCK_ROWS):
-            block = slice(first, first + BLOCK_ROWS)
-            found, cosine = search_units(
-                unit_ND[block],
-                unit_ND,
-                k=min(n_neighbours, n_rows - 1),
-                codes=(code_N[block], code_N),
-            )
-            row, nth = np.nonzero(cosine >= threshold)
-            pairs.append(np.stack([row + first, found[row, nth]]))
-            progress.advance(len(cosine))
-    one, other = np.concatenate(pairs, axis=1)
-    joined = coo_array((np.ones(len(one), dtype=np.bool_), (one, other)), shape=(n_rows, n_rows))
+    code_N = torch.arange(len(unit_ND))
+    k = min(n_neighbours, len(unit_ND) - 1)
+    one, other = [], []
+    for first in range(0, len(unit_ND), BLOCK_ROWS):
+        block = slice(first, first + BLOCK_ROWS)
+        found, cosine = search_units(unit_ND[block], unit_ND, k=k, codes=(code_N[block], code_N))
+        row, nth = np.nonzero(cosine >= threshold)
+        one.append(row + first)
+        other.append(found[row, nth])
+    return np.concatenate(one), np.concatenate(other)
+
+
+def _is_first(pairs: tuple[NDArray[np.int64], NDArray[np.int64]], *, n_rows: int) -> Flags:
+    """Which rows are the first of their connected component."""
+    joined = coo_array((np.ones(len(pairs[0]), dtype=np.bool_), pairs), shape=(n_rows, n_rows))
     _, component_N = connected_components(joined, directed=False)
     _, first_of_each = np.unique(component_N, return_index=True)
-    is_duplicate_N = np.ones(n_rows, dtype=np.bool_)
-    is_duplicate_N[first_of_each] = False
-    return is_duplicate_N
+    is_first_N = np.zeros(n_rows, dtype=np.bool_)
+    is_first_N[first_of_each] = True
+    return is_first_N
 
 
 def is_like_any(feature_ND: Rows, other_HD: Rows, *, threshold: float) -> Flags:
