@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import boto3
@@ -15,7 +16,9 @@ from some_bags import assert_same, make_bag
 from anlage.bags import zarr_store
 from anlage.bags.store import (
     bag_place,
+    clear_half_written,
     feature_blocks,
+    half_written,
     has_bag,
     list_bags,
     read_bag,
@@ -24,6 +27,7 @@ from anlage.bags.store import (
 )
 from anlage.bags.zarr_group import zarr_objects
 from anlage.errors import BagError
+from anlage.folder_replacement import whole_folder
 from anlage.slides.storage.remote_objects import put_object
 
 MARKER, SHARD, COORDS = "zarr.json", "features/c/0/0", "coords/c/0/0"
@@ -187,7 +191,7 @@ def start_writer(place: str, seed: int, n_times: int) -> subprocess.Popen[bytes]
 @pytest.mark.parametrize("store", ["hdf5", "zarr"])
 def test_two_processes_writing_one_bag_leave_one_whole(tmp_path, store):
     place = bag_place(tmp_path, "a", store=store)
-    writers = [start_writer(place, seed, 15) for seed in (1, 2)]
+    writers = [start_writer(place, seed, 5) for seed in (1, 2)]
     assert [writer.wait() for writer in writers] == [0, 0]
     found = read_bag(place)
     seed = 1 if np.array_equal(found.coords, make_bag("a", 1500, seed=1).coords) else 2
@@ -195,19 +199,75 @@ def test_two_processes_writing_one_bag_leave_one_whole(tmp_path, store):
     assert [path.name for path in tmp_path.iterdir()] == [Path(place).name]
 
 
-def test_writer_killed_half_way_leaves_the_bag_before_it(tmp_path):
+KILLED = """
+import os, signal
+def killed(*_):
+    os.kill(os.getpid(), signal.SIGKILL)
+from anlage import folder_replacement
+"""
+BEFORE_THE_SWAP = "folder_replacement._swap_in = killed\n"
+WITHIN_THE_SWAP = """
+set_aside = folder_replacement._set_aside
+folder_replacement._set_aside = lambda target: (set_aside(target), killed())
+"""
+
+
+@pytest.mark.parametrize("moment", [BEFORE_THE_SWAP, WITHIN_THE_SWAP])
+def test_writer_killed_half_way_leaves_the_bag_before_it(tmp_path, moment):
     place = tmp_path / "a.zarr"
     write_bag(place, make_bag("a"))
-    code = (
-        "import os, signal\n"
-        "from anlage.bags import zarr_store\n"
-        "zarr_store.rename_folder_over = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\n"
-    )
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
-    command = [sys.executable, "-c", code + WRITER, str(place), "1", "1"]
+    command = [sys.executable, "-c", KILLED + moment + WRITER, str(place), "1", "1"]
     ended = subprocess.run(command, env=environment, check=False)
     assert ended.returncode == -signal.SIGKILL
+    assert has_bag(place)
+    assert list_bags(tmp_path) == {"a": str(place)}
     assert_same(read_bag(place), make_bag("a"))
+    assert len(half_written(tmp_path)) == 1
+    write_bag(place, make_bag("a", 1300))
+    clear_half_written(tmp_path, older_than_s=-1)
+    assert_same(read_bag(place), make_bag("a", 1300))
+    assert [path.name for path in tmp_path.iterdir()] == ["a.zarr"]
+
+
+def test_a_bag_is_there_at_every_instant_while_it_is_replaced(tmp_path):
+    place = bag_place(tmp_path, "a", store="zarr")
+    write_bag(place, make_bag("a", 1500, seed=1))
+    bag = make_bag("a", 1500, seed=1)
+    with ThreadPoolExecutor(1) as pool:
+        writing = pool.submit(lambda: [write_bag(place, bag) for _ in range(15)])
+        while not writing.done():
+            assert has_bag(place)
+            assert list_bags(tmp_path) == {"a": place}
+            assert read_bag_header(place).slide_id == "a"
+    assert len(writing.result()) == 15
+
+
+def test_a_folder_that_moves_between_looking_and_opening(tmp_path, monkeypatch):
+    place, aside = tmp_path / "a.zarr", tmp_path / ".a.zarr.replaced"
+    write_bag(place, make_bag("a"))
+    moves: list[tuple[Path, Path]] = []
+
+    def moved(folder):
+        found = whole_folder(folder)
+        if moves:
+            old, new = moves.pop(0)
+            old.rename(new)
+        return found
+
+    monkeypatch.setattr(zarr_store, "whole_folder", moved)
+    for look in (has_bag, read_bag_header):
+        moves += [(place, aside), (aside, place)]
+        assert look(place)
+        assert not moves
+
+
+def test_what_a_replacement_left_behind_is_cleared(tmp_path):
+    for name in ("a.zarr", ".a.zarr.replaced"):
+        write_bag(tmp_path / name / "x.zarr", make_bag("x"))
+    assert half_written(tmp_path) == [tmp_path / ".a.zarr.replaced"]
+    clear_half_written(tmp_path, older_than_s=-1)
+    assert [path.name for path in tmp_path.iterdir()] == ["a.zarr"]
 
 
 def test_a_full_disk_is_a_plain_error_that_names_the_bag(tmp_path):

@@ -10,7 +10,6 @@ Names as in rendeirolab/wsidata (wsidata/io/_elems.py, wsidata/_model/core.py).
 from __future__ import annotations
 
 import re
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +18,8 @@ import numpy as np
 from anlage.bags.anndata_file import NEEDS, as_anndata, packages, tile_spec, tiles_of_anndata
 from anlage.bags.bag import Bag
 from anlage.bags.foreign import OURS, FoundTiles, ours_as_text, ours_from_text
-from anlage.bags.zarr_store import folder_beside, rename_folder_over
 from anlage.errors import BagError
+from anlage.folder_replacement import replace_folder
 
 TILES = "tiles"
 
@@ -40,15 +39,12 @@ def write_spatialdata(path: Path, bag: Bag) -> None:
     if not len(bag.features):
         raise BagError(path, "has no tiles, and SpatialData keeps no empty shapes. Leave it out.")
     data = _spatialdata(path, bag, spec)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = folder_beside(path)
     try:
-        data.write(beside)
-        rename_folder_over(beside, path)
+        with replace_folder(path, clear_older_than_s=None) as beside:
+            beside.rmdir()  # it writes only where nothing is
+            data.write(beside)
     except OSError as error:
         raise OSError(error.errno, f"write_bag: {error.strerror}", str(path)) from error
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
 
 
 def _spatialdata(path: Path, bag: Bag, spec: dict[str, Any]) -> Any:  # noqa: ANN401

@@ -34,6 +34,7 @@ from anlage.bags.zarr_store import (
     zarr_blocks,
 )
 from anlage.errors import BagError, SlideError
+from anlage.folder_replacement import superseded, whole_names
 from anlage.slides.storage.location import is_remote
 from anlage.slides.storage.remote_objects import list_folder
 
@@ -216,7 +217,7 @@ def _names(folder: str | Path) -> list[str]:
         return [name for name in folders if name.endswith(".zarr")]
     if not Path(folder).is_dir():
         raise BagError(folder, "no such folder of bags. Name the one that `embed tiles` wrote.")
-    names = [path.name for path in Path(folder).iterdir() if path.suffix in SUFFIXES.values()]
+    names = [name for name in whole_names(folder) if name.endswith(tuple(SUFFIXES.values()))]
     return [name for name in names if not name.startswith(".")]
 
 
@@ -224,7 +225,8 @@ def half_written(folder: str | Path) -> list[Path]:
     """What writers that were killed, or still write, left beside the bags of a folder."""
     if is_remote(str(folder)):
         return []
-    return sorted(part for pattern in PARTS for part in Path(folder).glob(pattern))
+    parts = (part for pattern in PARTS for part in Path(folder).glob(pattern))
+    return sorted([*parts, *superseded(folder)])
 
 
 def clear_half_written(folder: str | Path, *, older_than_s: float) -> None:

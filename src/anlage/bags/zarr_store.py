@@ -1,18 +1,14 @@
 """The Zarr bag: a folder here, or objects in a bucket; whole only with its ``zarr.json``.
 
-Here the folder is filled beside its place and renamed. In a bucket, where nothing can be renamed,
-the marker is deleted first and written last, so that a bag whose writer died is not there.
+Here the folder is filled beside its place and swapped in. In a bucket, where nothing can be
+renamed, the marker is deleted first and written last, so that a bag whose writer died is not there.
 """
 
 from __future__ import annotations
 
-import errno
 import logging
-import os
 import random
-import shutil
 import time
-import uuid
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -23,6 +19,7 @@ from numpy.typing import NDArray
 
 from anlage.bags.bag import Bag, BagHeader
 from anlage.errors import BagError, SlideError
+from anlage.folder_replacement import replace_folder, whole_folder
 from anlage.slides.storage.byte_source import ByteSource, open_bytes
 from anlage.slides.storage.location import is_remote
 from anlage.slides.storage.remote_objects import (
@@ -40,7 +37,7 @@ T = TypeVar("T")
 MARKER = "zarr.json"
 Objects = Mapping[str, bytes | memoryview]  # the marker is the last
 MOST_ATTEMPTS = 5  # in a bucket, where each takes seconds
-MOST_RENAMES = 200
+MOST_LOOKS = 3  # here, while the folder is replaced: in its place, set aside, in its place
 OTHER_WRITER = "another process keeps writing it. Give each slide to one process."
 
 
@@ -65,49 +62,11 @@ def write_zarr(place: str, bag: Bag) -> None:
 
 
 def _write_local(target: Path, objects: Objects) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    beside = folder_beside(target)
-    try:
+    with replace_folder(target, clear_older_than_s=None) as beside:
         for name, data in objects.items():
             path = beside / name
             path.parent.mkdir(parents=True, exist_ok=True)
-            with path.open("wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-        rename_folder_over(beside, target)
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
-
-
-def folder_beside(target: Path) -> Path:
-    """A name beside ``target`` that is nobody's, in the form of things half-written."""
-    return target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.part")
-
-
-def rename_folder_over(beside: Path, target: Path) -> None:
-    """Rename a folder to ``target``; what is there, from before or by another process, goes.
-
-    Raises:
-        BagError: If other processes put theirs there again and again.
-        OSError: If it cannot be renamed.
-    """
-    for _ in range(MOST_RENAMES):
-        try:
-            beside.rename(target)
-        except OSError as error:
-            if error.errno not in {errno.ENOTEMPTY, errno.EEXIST}:
-                raise
-        else:
-            return
-        aside = folder_beside(target)
-        try:
-            target.rename(aside)
-        except FileNotFoundError:  # the other process has just moved it
-            time.sleep(random.uniform(0, 0.01))  # noqa: S311 - so that the two get out of step
-            continue
-        shutil.rmtree(aside, ignore_errors=True)
-    raise BagError(target, OTHER_WRITER)
+            path.write_bytes(data)
 
 
 def _write_remote(place: str, objects: Objects) -> None:
@@ -131,7 +90,7 @@ def has_zarr(place: str) -> bool:
     """
     if is_remote(place):
         return _told(place, lambda: find_object(f"{place}/{MARKER}")) is not None
-    return (Path(place) / MARKER).is_file()
+    return any((whole_folder(place) / MARKER).is_file() for _ in range(MOST_LOOKS))
 
 
 def read_zarr(place: str) -> tuple[BagHeader, NDArray[np.float16]]:
@@ -169,9 +128,13 @@ def _open_object(place: str, name: str) -> ByteSource:
         if found is None:
             raise BagError(place, _lacks(name))
         return open_bytes(location, version=found.version, size=found.size)
-    if not Path(location).is_file():
-        raise BagError(place, _lacks(name if Path(place).exists() else ""))
-    return open_bytes(location)
+    for _ in range(MOST_LOOKS):
+        try:
+            return open_bytes(str(whole_folder(place) / name))
+        except SlideError as error:
+            if not isinstance(error.__cause__, FileNotFoundError | NotADirectoryError):
+                raise
+    raise BagError(place, _lacks(name if whole_folder(place).exists() else ""))
 
 
 def _lacks(name: str) -> str:

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
 
-from anlage.encoders.folder_replacement import whole_folder
 from anlage.errors import EncoderError
+from anlage.folder_replacement import whole_folder
 from anlage.samples import samples_folder
 
 CONFIG = "config.json"

@@ -14,10 +14,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from anlage.encoders.bundled import BUNDLED, CONFIG, encoder_folder
-from anlage.encoders.folder_replacement import replace_folder
 from anlage.encoders.precision import Precision
 from anlage.encoders.tile_encoder import FORMAT, EncoderConfig, TileEncoder, weights_sha256
 from anlage.errors import EncoderError
+from anlage.folder_replacement import replace_folder
 from anlage.models.vit import VisionTransformer
 from anlage.models.without_weights import without_weights
 

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from anlage.encoders.folder import CONFIG, load_encoder
-from anlage.encoders.folder_replacement import whole_folder
 from anlage.encoders.tile_encoder import TileEncoder
 from anlage.errors import AnlageError
 from anlage.evaluation.result import EvaluationResult, read_result
+from anlage.folder_replacement import whole_folder
 from anlage.slides.catalogue import Catalogue
 from anlage.slides.indexing.found_slide import Refused, read_refused
 from anlage.training.log import read_metrics

@@ -13,9 +13,9 @@ from anlage.encoders.export.to_safetensors import write_safetensors
 from anlage.encoders.export.to_timm import write_timm
 from anlage.encoders.export.to_transformers import write_transformers
 from anlage.encoders.export.written import Written
-from anlage.encoders.folder_replacement import replace_folder
 from anlage.encoders.tile_encoder import TileEncoder
 from anlage.errors import EncoderError
+from anlage.folder_replacement import replace_folder
 
 Format = Literal["timm", "hf", "onnx", "safetensors"]
 README = "README.md"

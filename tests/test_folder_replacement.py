@@ -4,7 +4,8 @@ import time
 
 import pytest
 
-from anlage.encoders.folder_replacement import replace_folder, whole_folder
+from anlage import folder_replacement
+from anlage.folder_replacement import replace_folder, superseded, whole_folder, whole_names
 
 
 def write(folder, text):
@@ -80,6 +81,52 @@ def test_only_old_leftovers_are_cleared(tmp_path):
     os.utime(tmp_path / ".e.00000000.part", (old, old))
     write(tmp_path / "e", "one")
     assert {path.name for path in tmp_path.iterdir()} == {"e", ".e.11111111.part"}
+
+
+def test_nothing_is_cleared_where_others_do(tmp_path):
+    (tmp_path / ".e.00000000.part").mkdir()
+    with replace_folder(tmp_path / "e", clear_older_than_s=None) as beside:
+        (beside / "deep").mkdir()
+        (beside / "deep" / "a.txt").write_text("one")
+    assert (tmp_path / "e" / "deep" / "a.txt").read_text() == "one"
+    assert {path.name for path in tmp_path.iterdir()} == {"e", ".e.00000000.part"}
+
+
+def test_another_writer_between_the_renames(tmp_path, monkeypatch):
+    set_aside = folder_replacement._set_aside
+    others = ["other 1", "other 2"]
+
+    def interfered(target):
+        set_aside(target)
+        if others:
+            target.mkdir()
+            (target / "a.txt").write_text(others.pop())
+
+    write(tmp_path / "e", "one")
+    monkeypatch.setattr(folder_replacement, "_set_aside", interfered)
+    write(tmp_path / "e", "two")
+    assert (tmp_path / "e" / "a.txt").read_text() == "two"
+    assert [path.name for path in tmp_path.iterdir()] == ["e"]
+
+
+def test_another_writer_without_end(tmp_path, monkeypatch):
+    monkeypatch.setattr(folder_replacement, "_set_aside", lambda _: None)
+    monkeypatch.setattr(folder_replacement, "MOST_RENAMES", 3)
+    (tmp_path / "e").mkdir()
+    (tmp_path / "e" / "a.txt").write_text("other")
+    with pytest.raises(OSError, match="another process keeps replacing it"):
+        write(tmp_path / "e", "one")
+    assert [path.name for path in tmp_path.iterdir()] == ["e"]
+
+
+def test_names_while_it_is_set_aside(tmp_path):
+    for name in ("e", "f"):
+        write(tmp_path / name, "one")
+    (tmp_path / "e").rename(tmp_path / ".e.replaced")
+    assert whole_names(tmp_path) == {"e", "f"}
+    assert superseded(tmp_path) == []
+    (tmp_path / ".f.replaced").mkdir()
+    assert superseded(tmp_path) == [tmp_path / ".f.replaced"]
 
 
 def test_through_a_symbolic_link(tmp_path):
