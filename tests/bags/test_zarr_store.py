@@ -417,6 +417,8 @@ def test_a_bucket_that_refuses(bucket, endpoint, monkeypatch):
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     with pytest.raises(BagError, match="cannot be (deleted|written)"):
         write_bag(bag_place(bucket, "b"), make_bag())
+    with pytest.raises(BagError, match=r"b\.zarr: cannot be read: cannot connect. Tried"):
+        read_bag(bag_place(bucket, "b"))
 
 
 def test_the_whole_shard_is_one_object(bucket, endpoint):

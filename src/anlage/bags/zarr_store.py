@@ -45,8 +45,8 @@ def write_zarr(place: str, bag: Bag) -> None:
     """Write a bag (in its stored types) whole or not at all; one that is there is replaced.
 
     Raises:
-        BagError: If the bucket refuses, or another process writes the same bag without end.
-        OSError: If the disk is full or refuses; carries the place.
+        BagError: If the bucket refuses, or another process writes the same bag in it without end.
+        OSError: If the disk is full or refuses, or another process does so here; carries the place.
     """
     from anlage.bags.zarr_group import zarr_objects
 
