@@ -150,6 +150,7 @@ class RayWorkers:
         self._work = work
         self._worker = ray.remote(num_cpus=cpus, num_gpus=gpus)(SlideWorker)
         self._starting: dict[Any, tuple[Any, int]] = {}  # by the answer awaited: actor, deaths
+        self._all: list[Any] = []
         self._idle: list[Any] = []
         self._working: dict[Any, tuple[Any, list[str]]] = {}
         self._last_death = ""
@@ -160,8 +161,7 @@ class RayWorkers:
         return self
 
     def __exit__(self, *_: object) -> None:
-        busy = (*self._starting.values(), *self._working.values())
-        for actor in (*self._idle, *(actor for actor, _ in busy)):
+        for actor in self._all:
             self._ray.kill(actor)
 
     def facts(self) -> EncoderFacts:
@@ -197,6 +197,7 @@ class RayWorkers:
     def _start(self, *, n_deaths: int = 0) -> None:
         """Have a worker open its encoder, as soon as Ray has placed it."""
         actor = self._worker.remote(self._work)
+        self._all.append(actor)
         self._starting[actor.ready.remote()] = actor, n_deaths
 
     def _arrived(self) -> Iterator[Outcome]:
@@ -209,7 +210,7 @@ class RayWorkers:
         if not finished and not self._working:
             free = self._ray.available_resources()
             has = {name: free.get(name, 0) for name in self._asks}
-            told = "waiting for a node with room: a worker asks for %s, free in the cluster are %s"
+            told = "waiting for a worker to be placed and to start: it asks for %s; free are still %s"
             LOGGER.warning(told, self._asks, has)
         for ref in finished:
             if ref in self._starting:
@@ -247,6 +248,7 @@ class RayWorkers:
 
     def _bury(self, actor: Any, death: str) -> None:  # noqa: ANN401 - of Ray
         """See to it that a worker that is lost does nothing any more, should it still be there."""
+        self._all.remove(actor)
         self._ray.kill(actor)
         self._last_death = death
 
