@@ -210,7 +210,7 @@ class RayWorkers:
         if not finished and not self._working:
             free = self._ray.available_resources()
             has = {name: free.get(name, 0) for name in self._asks}
-            told = "waiting for a worker to be placed and to start: it asks for %s; free are still %s"
+            told = "waiting for a worker to be placed and to start: it asks for %s; free are %s"
             LOGGER.warning(told, self._asks, has)
         for ref in finished:
             if ref in self._starting:
