@@ -70,7 +70,10 @@ def test_a_sheet_has_every_picture_at_its_place(made: Curation, small: Catalogue
 
 def test_every_cluster_has_its_file(made: Curation, small: Catalogue, tmp_path: Path) -> None:
     looks = look_at_clusters(made, small, n_shown=9)
+    (tmp_path / "sheets").mkdir()
+    (tmp_path / "sheets" / "cluster_9999.png").write_bytes(b"of an earlier run")
     written = write_sheets(looks, tmp_path / "sheets")
+    assert sorted((tmp_path / "sheets").iterdir()) == written
     assert [path.name for path in written] == [f"cluster_{look.number:04d}.png" for look in looks]
     for path, look in zip(written, looks, strict=True):
         np.testing.assert_array_equal(np.array(Image.open(path)), contact_sheet(look.thumbnails))

@@ -131,11 +131,13 @@ def contact_sheet(pictures: Sequence[Pixels], *, n_columns: int = COLUMNS) -> Pi
 
 
 def write_sheets(looks: Iterable[ClusterLook], folder: Path) -> list[Path]:
-    """Write one PNG a cluster, ``cluster_0007.png``; the files.
+    """Write one PNG a cluster, ``cluster_0007.png``, in place of all that were there; the files.
 
     Raises:
         OSError: If the disk is full or refuses.
     """
+    for old in folder.glob("cluster_*.png"):
+        old.unlink()
     written = []
     for look in looks:
         path = folder / f"cluster_{look.number:04d}.png"
