@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -12,10 +14,12 @@ from anlage.cli.application import MOST_THREADS, Exit, log_to, name_refused
 from anlage.cli.embedding import embed
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
-    from anlage.embedding.embed_tiles import EmbedResult
+    from anlage.embedding.embed_tiles import EmbedResult, OpenEncoder
+    from anlage.embedding.ray_workers import RayOptions
     from anlage.embedding.settings import EmbedSettings
+    from anlage.slides.catalogue import Catalogue
     from anlage.slides.indexing.found_slide import Refused
 
 Encoders = Annotated[
@@ -121,17 +125,12 @@ def embed_tiles_command(
     Runs that are started in one folder share its slides. Exit code 3 says that a slide was refused,
     holds no tile, or is still with another run.
     """
-    from anlage.embedding.embed_tiles import OpenEncoder, embed_together
-    from anlage.embedding.ray_workers import RayOptions
+    from anlage.embedding.embed_tiles import OpenEncoder
     from anlage.slides.indexing.index import catalogue_of
 
-    options = RayOptions(
-        address=ray_address,
-        workers=workers,
-        cpus_per_worker=cpus_per_worker,
-        gpus_per_worker=gpus_per_worker,
-    )
-    _refuse_misfits(engine, options, n_encoders=len(encoder), device=device)
+    asked: dict[str, Any] = {"address": ray_address, "workers": workers}
+    asked |= {"cpus_per_worker": cpus_per_worker, "gpus_per_worker": gpus_per_worker}
+    on_ray = _options_of(engine, asked, n_encoders=len(encoder), device=device)
     settings = _settings(
         mpp=mpp,
         tile_px=tile_px,
@@ -144,46 +143,55 @@ def embed_tiles_command(
         patch_tokens=patch_tokens,
         shard=_shard(shard, slides),
     )
-    encoders = _named(encoder)
+    encoders, how = _named(encoder), OpenEncoder(device, precision, trust_remote_code)
     log_to(_log_of(output, slides))
     catalogue, unusable = catalogue_of(slides, folder=output, tissue=tissue)
-    if engine == "ray":
+    name_refused(unusable)
+    _say_all(
+        _embed(encoders, catalogue, output, settings=settings, how=how, on_ray=on_ray), unusable
+    )
+
+
+def _embed(
+    encoders: Mapping[str, str],
+    catalogue: Catalogue,
+    output: str,
+    *,
+    settings: EmbedSettings,
+    how: OpenEncoder,
+    on_ray: RayOptions | None,
+) -> dict[str, EmbedResult]:
+    """Embed here or on a cluster; gives what became of it by the encoder's folder."""
+    if on_ray is not None:
         from anlage.embedding.ray_cluster import embed_on_ray
 
-        how = OpenEncoder(device, precision, trust_remote_code)
-        one = embed_on_ray(
-            encoder[0], catalogue, output, settings=settings, how=how, options=options
-        )
-        results = {"": one}
-    else:
-        results = embed_together(
-            encoders,
-            catalogue,
-            {name: f"{output}/{name}" if name else output for name in encoders},
-            settings=settings,
-            how=OpenEncoder(device.split(","), precision, trust_remote_code),
-        )
-    name_refused(unusable)
-    for name, result in results.items():
-        _say(name, result)
-    _end(list(results.values()), unusable)
+        made = partial(embed_on_ray, settings=settings, how=how, options=on_ray)
+        return {name: made(encoder, catalogue, output) for name, encoder in encoders.items()}
+    from anlage.embedding.embed_tiles import embed_together
+
+    outputs = {name: f"{output}/{name}" if name else output for name in encoders}
+    how = replace(how, device=str(how.device).split(","))
+    return embed_together(encoders, catalogue, outputs, settings=settings, how=how)
 
 
-def _refuse_misfits(engine: str, options: object, *, n_encoders: int, device: str) -> None:
-    """Refuse options of one engine that the other does not have."""
+def _options_of(
+    engine: str, asked: Mapping[str, Any], *, n_encoders: int, device: str
+) -> RayOptions | None:
+    """Those for Ray, if that is asked for; what one engine does not have is refused."""
     from anlage.embedding.ray_workers import RayOptions
 
     if engine == "local":
-        if options != RayOptions():
+        if any(value is not None for value in asked.values()):
             msg = "--ray-address, --workers and what a worker reserves go with --engine ray."
             raise typer.BadParameter(msg)
-        return
+        return None
     if n_encoders > 1:
         msg = f"--engine ray takes one --encoder; got {n_encoders}. Run it once for each."
         raise typer.BadParameter(msg)
     if "," in device:
         msg = f"--engine ray takes one --device for each worker; got {device}. Use --workers."
         raise typer.BadParameter(msg)
+    return RayOptions(**asked)
 
 
 def _log_of(output: str, slides: str) -> Path | None:
@@ -263,7 +271,9 @@ def _say(name: str, result: EmbedResult) -> None:
     )
 
 
-def _end(results: Sequence[EmbedResult], unusable: Sequence[Refused]) -> None:
-    """Code 3 unless every slide has its bag with tiles in it."""
-    if unusable or any(r.refused or r.empty or r.elsewhere for r in results):
+def _say_all(results: Mapping[str, EmbedResult], unusable: Sequence[Refused]) -> None:
+    """Tell of every encoder; code 3 unless every slide has its bag with tiles in it."""
+    for name, result in results.items():
+        _say(name, result)
+    if unusable or any(r.refused or r.empty or r.elsewhere for r in results.values()):
         raise typer.Exit(Exit.SOME_REFUSED)
