@@ -8,12 +8,15 @@ from dataclasses import replace
 import pytest
 
 from anlage.bags.store import read_bag
+from anlage.embedding.claims import claims_on
 from anlage.embedding.embed_tiles import OpenEncoder
 from anlage.embedding.encoder_facts import EncoderFacts
-from anlage.embedding.ray_cluster import _with_absolute_file, embed_on_ray
+from anlage.embedding.ray_cluster import RayTarget, _settle, _with_absolute_file, embed_on_ray
 from anlage.embedding.ray_worker import RemoteWork, SlideWorker
-from anlage.embedding.ray_workers import RayOptions
+from anlage.embedding.ray_workers import Outcome, RayOptions
 from anlage.embedding.settings import EmbedSettings
+from anlage.embedding.slide_plan import Plan, grid_of
+from anlage.embedding.slide_queue import SlideQueue
 from anlage.encoders.open_encoder import open_encoder
 from anlage.errors import CatalogueError, DistributedError, EncoderError
 
@@ -98,3 +101,26 @@ def test_options_out_of_range_and_several_devices_are_refused(catalogue, encoder
         embed_on_ray(encoder_folder, tmp_path / "none.parquet", tmp_path / "bags")
     with pytest.raises(ValueError, match="one device a worker"):
         embed_on_ray(encoder_folder, catalogue, tmp_path / "bags", how=OpenEncoder(["cpu", "cpu"]))
+
+
+def test_bags_that_a_dead_worker_had_finished_count_and_are_not_made_again(work, catalogue):
+    worker = SlideWorker(work)
+    facts = worker.ready()
+    worker.embed(["a", "bb", "d"])
+    target = RayTarget(
+        output=work.output,
+        encoder=facts,
+        grid=grid_of(work.settings, facts.config),
+        with_tokens=False,
+        claims=claims_on(work.output),
+        plan=Plan(),
+    )
+    queue = SlideQueue({}, n_workers=1)
+    lost = Outcome(["a", "bb", "c", "d"], None, "killed")
+    assert _settle(catalogue, target, queue, lost) == 3
+    assert (target.done, target.empty, queue.take()) == (["a", "d"], ["bb"], ["c"])
+    n_tiles = [len(read_bag(f"{work.output}/{name}.h5").coords) for name in "ad"]
+    assert target.n_tiles == sum(n_tiles)
+    assert _settle(catalogue, target, queue, Outcome(["c"], None, "killed again")) == 1
+    assert (len(queue), [slide.uri for slide in target.refused]) == (0, ["slides/c.tif"])
+    assert "killed again" in target.refused[0].reason
