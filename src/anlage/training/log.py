@@ -13,7 +13,7 @@ from typing import Any, Self
 
 from anlage.errors import CheckpointError
 from anlage.files import write_text_whole
-from anlage.training.trackers import open_trackers
+from anlage.training.trackers import open_trackers, refuse_missing_trackers
 
 LOGGER = logging.getLogger(__name__)
 
@@ -50,6 +50,7 @@ class MetricsLog:
         config: Mapping[str, Any] | None = None,
     ) -> None:
         self.path = run_dir / "metrics.jsonl"
+        refuse_missing_trackers(trackers)  # before a file is made or changed
         self._keep_steps_before(first_step)
         self._trackers = open_trackers(
             trackers, run_dir, first_step=first_step, config=config or {}
