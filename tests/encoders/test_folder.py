@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -135,6 +136,12 @@ def test_a_missing_file_is_named(folder, missing):
     (folder / missing).unlink()
     with pytest.raises(EncoderError, match=missing):
         load_encoder(folder)
+
+
+def test_a_run_in_place_of_its_encoder_is_told_where_that_is(folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "run" / "encoder")
+    with pytest.raises(EncoderError, match=r"run: is a run.*Name .*run/encoder"):
+        load_encoder(tmp_path / "run")
 
 
 def test_a_missing_folder_is_named(tmp_path):

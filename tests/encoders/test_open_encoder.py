@@ -131,7 +131,7 @@ def test_a_missing_file_and_a_folder_without_config(shallow, tmp_path):
     with pytest.raises(EncoderError, match="no such weight file"):
         open_encoder(f"{SHALLOW}={tmp_path / 'nowhere.bin'}")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(EncoderError, match=r"config.json: cannot be read"):
+    with pytest.raises(EncoderError, match=r"empty: holds no config.json.*RUN/encoder"):
         open_encoder(tmp_path / "empty")
 
 
@@ -149,12 +149,16 @@ def test_a_name_that_is_a_folder_too_is_not_guessed_at(tmp_path, monkeypatch):
         ("virchov2", "Did you mean virchow2.*anlage encoders"),
         ("nowhere/encoder", "no such encoder folder or name"),
         ("unknown=file.bin", "no such encoder"),
+        ("UNI", "Did you mean uni"),
+        ("", "needs the name of an encoder; got nothing"),
+        ("weights.bin", "is a weight file.*NAME=weights.bin"),
         ("timm:resnet10t", "at which resolution.*timm:resnet10t@0.5"),
         ("hf:owner/model", "hf:owner/model@0.5"),
     ],
 )
 def test_unknown_names_are_told_the_known_forms(named, says, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    Path("weights.bin").touch()
     with pytest.raises(EncoderError, match=says):
         open_encoder(named)
 
@@ -229,6 +233,10 @@ def module(): return Net()
 def function(): return (lambda image: image.mean((2, 3))), FACTS
 def no_width(): return (lambda image: image.mean((2, 3))), {**FACTS, "width": None}
 def wrong_width(): return (lambda image: image.mean((2, 3))), {**FACTS, "width": 4}
+def width_in_words(): return Net(), {**FACTS, "width": "five"}
+def leaves(): raise SystemExit(0)
+def raises(image): raise RuntimeError("no such layer")
+def fails_later(): return raises, FACTS
 def absurd(): return (lambda image: image), {**FACTS, "mpp": -1}
 def nothing(): return None
 def fails(): raise RuntimeError("no licence key")
@@ -265,6 +273,8 @@ def test_a_function_that_a_function_of_the_user_makes(own):
     [
         ("no_width", "does not state width"),
         ("absurd", "states mpp = -1"),
+        ("width_in_words", "states width = 'five'"),
+        ("leaves", "leaves failed .SystemExit: 0"),
         ("nothing", "needs a torch module or a callable.*got NoneType"),
         ("fails", "fails failed .RuntimeError: no licence key"),
         ("gone", "has no function 'gone'"),
@@ -278,6 +288,13 @@ def test_functions_that_make_no_encoder_are_refused(own, function, says):
 def test_a_function_that_gives_another_width(own):
     with pytest.raises(EncoderError, match=r"shape \(2, 4\); gave shape \(2, 3\)"):
         open_encoder(f"{own}:wrong_width").embed(make_pixels(2))
+
+
+def test_a_function_that_fails_on_images_is_told_with_its_line(own):
+    line = next(n for n, text in enumerate(OWN.splitlines(), 1) if "no such layer" in text)
+    says = rf"raises: failed on \(2, 3, 32, 32\) .*RuntimeError: no such layer; line {line} of"
+    with pytest.raises(EncoderError, match=says):
+        open_encoder(f"{own}:fails_later").embed(make_pixels(2))
 
 
 def test_code_that_is_not_there_or_broken(tmp_path):

@@ -105,6 +105,8 @@ def _load(folder: str | Path) -> tuple[EncoderConfig, VisionTransformer]:
         names = ", ".join(BUNDLED)
         msg = f"no such encoder folder. Name one such as RUN/encoder, or one of: {names}."
         raise EncoderError(folder, msg)
+    if not (place / CONFIG).exists():
+        raise EncoderError(folder, _without_config(place))
     config = _read_config(place / CONFIG)
     if config.pooling == "own":
         msg = "is of a network that is not anlage's. Name that by timm:, hf: or its function."
@@ -122,6 +124,12 @@ def _load(folder: str | Path) -> tuple[EncoderConfig, VisionTransformer]:
         raise EncoderError(place / WEIGHTS, msg)
     model.load_state_dict(weights, strict=True, assign=True)
     return config, model
+
+
+def _without_config(place: Path) -> str:
+    if (place / "encoder" / CONFIG).exists():
+        return f"is a run, not its encoder. Name {place / 'encoder'}."
+    return f"holds no {CONFIG}. Name a whole encoder folder, such as RUN/encoder."
 
 
 def _read_config(path: Path) -> EncoderConfig:

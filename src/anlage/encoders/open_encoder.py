@@ -17,6 +17,7 @@ from anlage.encoders.presets import PRESETS
 from anlage.encoders.tile_encoder import TileEncoder
 from anlage.encoders.timm_models import TIMM, timm_encoder
 from anlage.encoders.transformers_models import HF, remote_preset, transformers_encoder
+from anlage.encoders.weight_files import SUFFIXES
 from anlage.errors import EncoderError
 
 AT_MPP = re.compile(r"^(?P<name>.+)@(?P<mpp>\d+(?:\.\d+)?)$")
@@ -50,6 +51,8 @@ def open_encoder(
         ValueError: If the device cannot compute in the precision asked for.
     """
     text = str(named)
+    if not text:
+        raise EncoderError(repr(text), "needs the name of an encoder; got nothing. Name one.")
     how: dict[str, str | torch.device] = {"device": device, "precision": precision}
     if text.startswith(TIMM):
         name, mpp = _with_mpp(text)
@@ -113,8 +116,9 @@ def _is_encoder_folder(text: str) -> bool:
 
 
 def _unknown(text: str) -> str:
-    known = [*BUNDLED, *PRESETS]
-    near = get_close_matches(text.partition("=")[0], known, n=1)
+    if Path(text).suffix in SUFFIXES and Path(text).is_file():
+        return f"is a weight file. Say of which encoder: NAME={text} (`anlage encoders`)."
+    near = get_close_matches(text.partition("=")[0].lower(), [*BUNDLED, *PRESETS], n=1)
     hint = f" Did you mean {near[0]}?" if near else ""
     return (
         f"no such encoder folder or name.{hint} `anlage encoders` lists the names; others are "

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import re
+import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import ModuleType
@@ -61,6 +62,9 @@ def encoder_of_own_code(
         msg = f"does not state {', '.join(lacking)}. Give them as attributes or in a dict beside it"
         raise EncoderError(spec, f"{msg}: return network, {{'tile_px': 224, ...}}.")
     width = facts.pop("width")
+    if not isinstance(width, int) or width < 1:
+        msg = f"states width = {width!r}: it needs a whole number of at least 1. Correct it."
+        raise EncoderError(spec, msg)
     source = Path(module.__file__ or "")
     code = {"callable": spec, "sha256": file_sha256(source) if source.is_file() else None}
     try:
@@ -71,7 +75,7 @@ def encoder_of_own_code(
         first = error.errors()[0]
         msg = f"states {first['loc'][0]} = {first['input']!r}: {first['msg']}. Correct it."
         raise EncoderError(spec, msg) from error
-    wrapped = OtherNetwork(network, run=_call, width=int(width))
+    wrapped = OtherNetwork(network, run=_call, width=width)
     return TileEncoder(config, wrapped, device=device, precision=precision)
 
 
@@ -89,7 +93,7 @@ def _module(where: str, spec: str) -> ModuleType:
         made.loader.exec_module(module)
     except EncoderError:
         raise
-    except Exception as error:  # whatever the user's code raises
+    except (Exception, SystemExit) as error:  # whatever the user's code raises
         msg = f"{where} cannot be imported ({type(error).__name__}: {error}). Correct it."
         raise EncoderError(spec, msg) from error
     return module
@@ -101,11 +105,22 @@ def _made(module: ModuleType, function: str, spec: str) -> Any:  # noqa: ANN401 
         raise EncoderError(spec, f"has no function {function!r}. Name one that is there.")
     try:
         return make()
-    except Exception as error:  # whatever the user's code raises
+    except (Exception, SystemExit) as error:  # whatever the user's code raises
         msg = f"{function} failed ({type(error).__name__}: {error}). Correct it."
         raise EncoderError(spec, msg) from error
 
 
 def _call(network: nn.Module | Callable[[Tensor], Tensor], image: Tensor) -> tuple[Tensor, None]:
-    embedding: Tensor = network(image)
+    try:
+        embedding: Tensor = network(image)
+    except torch.OutOfMemoryError:
+        raise
+    except (Exception, SystemExit) as error:  # whatever the user's code raises
+        name = getattr(network, "__name__", type(network).__name__)
+        at = traceback.extract_tb(error.__traceback__)[-1]
+        msg = (
+            f"failed on {tuple(image.shape)} images ({type(error).__name__}: {error}; "
+            f"line {at.lineno} of {at.filename}). Correct it."
+        )
+        raise EncoderError(name, msg) from error
     return embedding, None
