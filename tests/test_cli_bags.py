@@ -14,7 +14,7 @@ from peer_outputs import write_trident
 from some_bags import make_bag
 
 from anlage.bags.store import list_bags, read_bag, write_bag
-from anlage.cli import main
+from anlage.cli import app, main
 from anlage.encoders.folder import load_encoder
 from anlage.samples import slides_folder
 from anlage.slides.indexing.index import index_slides
@@ -101,6 +101,27 @@ def test_embed_slides(anlage: Anlage, tmp_path: Path, folder: Path) -> None:
     with_empty = anlage(*command)
     assert with_empty.returncode == 3
     assert "empty: c: its bag holds no tile" in with_empty.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("embed", "slides", "--bags", "b", "-o", "s3://b/x.parquet"), "the URL s3:/b/x.parquet"),
+        (("embed", "slides", "--bags", "b", "-o", "x.csv"), "ends in .parquet"),
+        (("explain", "i.png", "--encoder", "e", "-o", "gs://b/x"), "the URL gs:/b/x"),
+        (("export", "e", "s3://b/x", "--to", "timm"), "the URL s3:/b/x"),
+        (("encoders", "fetch", "uni", "--to", "s3://b/x"), "the URL s3:/b/x"),
+        (("bags", "convert", "b", "--to", "clam", "-o", ""), "got an empty name"),
+        (("bags", "adopt", "b", "--slides", "c.parquet", "-o", ""), "got an empty name"),
+    ],
+)
+def test_an_output_that_cannot_be_meant_is_wrong_usage(
+    arguments: tuple[str, ...], says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as end:
+        app(list(arguments))
+    assert end.value.code == 2
+    assert says in " ".join(capsys.readouterr().err.split())
 
 
 def test_adopt(anlage: Anlage, tmp_path: Path) -> None:

@@ -51,6 +51,7 @@ REMEDIES = {
     errno.EROFS: "Name an output in a folder that can be written.",
     errno.EACCES: "Your account may not use it. Ask for the right to, or name another place.",
     errno.EEXIST: "It is a file where a folder is needed. Name another output.",
+    errno.EISDIR: "It is a folder where a file is needed. Name another output.",
     errno.ENOTDIR: "A part of it is a file where a folder is needed. Name another output.",
     errno.EMFILE: "Raise the limit of open files (ulimit -n).",
 }

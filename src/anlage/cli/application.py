@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Sequence
 from enum import IntEnum
 from pathlib import Path
@@ -52,6 +53,22 @@ def _root(
     ] = False,
 ) -> None:
     del version
+
+
+def named_output(output: str) -> str:
+    """Refuse an empty name, as a variable that is not set gives; to Python it is this folder."""
+    if not output:
+        msg = "needs a folder or URL; got an empty name. '.' is this folder."
+        raise typer.BadParameter(msg)
+    return output
+
+
+def local_output(output: Path | None) -> Path | None:
+    """Refuse a URL where files are written on this machine alone, rather than make a folder s3:."""
+    if output is not None and re.match(r"[a-z][a-z0-9]+:/", str(output)):
+        msg = f"is written on this machine alone; got the URL {output}. Name a path, and copy it."
+        raise typer.BadParameter(msg)
+    return output
 
 
 def name_refused(refused: Sequence[Refused]) -> None:

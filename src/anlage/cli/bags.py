@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from anlage.cli.application import Exit, app, log_to
+from anlage.cli.application import Exit, app, local_output, log_to, named_output
 from anlage.cli.embedding import embed
 from anlage.errors import without_secrets
 
@@ -29,7 +29,10 @@ Folder = Annotated[str, typer.Argument(help="Folder of bags, or s3://, gs://, az
 Slides = Annotated[
     str | None, typer.Option(help="Catalogue (.parquet) of the slides: resolution, fingerprint.")
 ]
-Output = Annotated[str, typer.Option("-o", "--output", help="Folder, or a URL for Zarr bags.")]
+Output = Annotated[
+    str,
+    typer.Option("-o", "--output", help="Folder, or a URL for Zarr bags.", callback=named_output),
+]
 EncoderName = Annotated[
     str | None, typer.Option(help="What the encoder is called, where the files do not say it.")
 ]
@@ -167,10 +170,20 @@ def adopt_command(
     _end_by(result.refused, n_done=len(result.done))
 
 
+def _table(output: Path) -> Path:
+    if output.suffix != ".parquet":
+        msg = f"needs a name that ends in .parquet, which it will be; got {output}."
+        raise typer.BadParameter(msg)
+    local_output(output)
+    return output
+
+
 @embed.command("slides")
 def embed_slides_command(
     bags_folder: Annotated[str, typer.Option("--bags", help="Folder or URL of bags.")],
-    output: Annotated[Path, typer.Option("-o", "--output", help="Table to write (Parquet).")],
+    output: Annotated[
+        Path, typer.Option("-o", "--output", help="Table to write (.parquet).", callback=_table)
+    ],
     pooling: Annotated[
         Literal["mean", "mean+std"], typer.Option(help="mean, or mean and standard deviation.")
     ] = "mean",

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from anlage.cli.application import Exit, app, log_to
+from anlage.cli.application import Exit, app, local_output, log_to
 
 encoders = typer.Typer(
     help="List encoders that have a name, or fetch the weights of one.", rich_markup_mode=None
@@ -63,7 +63,10 @@ def list_encoders(
 def fetch(
     name: Annotated[str, typer.Argument(help="A published encoder, such as uni.")],
     to: Annotated[
-        Path | None, typer.Option(help="Folder to put the file in; the hub's cache if none.")
+        Path | None,
+        typer.Option(
+            help="Folder to put the file in; the hub's cache if none.", callback=local_output
+        ),
     ] = None,
 ) -> None:
     """Download an encoder's weights, for a node without network or to have them at hand."""

@@ -7,14 +7,17 @@ from typing import Annotated
 
 import typer
 
-from anlage.cli.application import app, log_to
+from anlage.cli.application import app, local_output, log_to
 
 
 @app.command()
 def explain(
     image: Annotated[str, typer.Argument(help="A picture; or with --at a slide, local or remote.")],
     encoder: Annotated[str, typer.Option(help="Encoder folder such as RUN/encoder, or a name.")],
-    output: Annotated[Path, typer.Option("-o", "--output", help="Folder for pictures and page.")],
+    output: Annotated[
+        Path,
+        typer.Option("-o", "--output", help="Folder for pictures and page.", callback=local_output),
+    ],
     at: Annotated[
         str | None, typer.Option(help="Corner X,Y of the field in the slide, level-0 pixels.")
     ] = None,

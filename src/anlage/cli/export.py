@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from anlage.cli.application import app, log_to
+from anlage.cli.application import app, local_output, log_to
 
 if TYPE_CHECKING:
     from anlage.encoders.tile_encoder import TileEncoder
@@ -19,7 +19,9 @@ def export(
     encoder: Annotated[
         str, typer.Argument(help="Encoder folder, RUN (its RUN/encoder), or the name of one.")
     ],
-    folder: Annotated[Path, typer.Argument(help="Folder to write, whole or not at all.")],
+    folder: Annotated[
+        Path, typer.Argument(help="Folder to write, whole or not at all.", callback=local_output)
+    ],
     to: Annotated[
         Literal["timm", "hf", "onnx", "safetensors"], typer.Option(help="Format to write.")
     ],
