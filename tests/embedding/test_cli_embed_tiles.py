@@ -83,7 +83,10 @@ def test_folders_are_named_after_encoders(encoder, name):
     [
         (("--shard", "5/4"), "i from 1 to n"),
         (("--shard", "x"), "i from 1 to n"),
-        (("--stride-px", "8", "--overlap-px", "8"), "not both"),
+        (("--stride-px", "8", "--overlap-px", "8"), "not both; got (8, 8)."),
+        (("--tile-px", "9" * 24), "Invalid value for"),
+        (("--batch-size", "9" * 12), "Invalid value for"),
+        (("-o", ""), "got an empty name"),
         (("--mpp", "0"), "Invalid value for"),
         (("--precision", "int8"), "Invalid value for"),
         (("--engine", "dask"), "Invalid value for"),
@@ -99,6 +102,16 @@ def test_wrong_usage_is_two(embed, catalogue, tmp_path, settings, says):
     assert code == 2
     assert says in " ".join(told.replace("│", " ").split())
     assert not (tmp_path / "bags").exists()
+
+
+def test_an_overlap_that_only_the_encoder_tells_is_too_large_is_wrong_usage(
+    embed, catalogue, encoder_folder, tmp_path
+):
+    command = ("--encoder", encoder_folder, "--slides", catalogue.path, "-o", tmp_path / "bags")
+    code, told = embed(*command, "--overlap-px", "32")
+    assert code == 2
+    assert "below the tile's edge of 32; got 32" in told
+    assert not list((tmp_path / "bags").glob("*.h5"))
 
 
 def test_shards_take_a_catalogue_alone(embed, slides, tmp_path):

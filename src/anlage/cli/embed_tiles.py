@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from anlage.cli.application import MOST_THREADS, Exit, log_to, name_refused
+from anlage.cli.application import MOST_THREADS, Exit, log_to, name_refused, named_output
 from anlage.cli.embedding import embed
 
 if TYPE_CHECKING:
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from anlage.slides.catalogue import Catalogue
     from anlage.slides.indexing.found_slide import Refused
 
+MOST_PX = MOST_TILES = 2**16  # beyond any; what a slip of the finger gives is refused
 Encoders = Annotated[
     list[str],
     typer.Option(
@@ -35,27 +36,35 @@ Slides = Annotated[
 ]
 Output = Annotated[
     str,
-    typer.Option("-o", "--output", help="Folder for one HDF5 a slide, or URL for one Zarr each."),
+    typer.Option(
+        "-o",
+        "--output",
+        help="Folder for one HDF5 a slide, or URL for one Zarr each.",
+        callback=named_output,
+    ),
 ]
 Mpp = Annotated[
     float | None,
     typer.Option(min=0.01, max=1000, help="µm per pixel of the tiles; the encoder's if none."),
 ]
 TilePx = Annotated[
-    int | None, typer.Option(min=1, help="Edge of the tiles, pixels; the encoder's if none.")
+    int | None,
+    typer.Option(min=1, max=MOST_PX, help="Edge of the tiles, pixels; the encoder's if none."),
 ]
 OverlapPx = Annotated[
-    int | None, typer.Option(min=0, help="Pixels that neighbouring tiles share; 0 if none.")
+    int | None,
+    typer.Option(min=0, max=MOST_PX, help="Pixels that neighbouring tiles share; 0 if none."),
 ]
 StridePx = Annotated[
-    int | None, typer.Option(min=1, help="Step of the grid in pixels, in place of --overlap-px.")
+    int | None,
+    typer.Option(min=1, max=MOST_PX, help="Step of the grid in pixels, in place of --overlap-px."),
 ]
 MinTissue = Annotated[float, typer.Option(min=0, max=1, help="Smallest tissue fraction of a tile.")]
 Tissue = Annotated[
     str | None,
     typer.Option(help="Tissue method, as of `anlage index`; the catalogue's own if none."),
 ]
-BatchSize = Annotated[int, typer.Option(min=1, help="Tiles a forward pass.")]
+BatchSize = Annotated[int, typer.Option(min=1, max=MOST_TILES, help="Tiles a forward pass.")]
 Colours = Annotated[
     Literal["stored", "srgb"] | None,
     typer.Option(help="Colours by the slides' ICC profiles, or as stored; the encoder's."),
@@ -126,6 +135,7 @@ def embed_tiles_command(
     holds no tile, or is still with another run.
     """
     from anlage.embedding.embed_tiles import OpenEncoder
+    from anlage.embedding.settings import OverlapError
     from anlage.slides.indexing.index import catalogue_of
 
     asked: dict[str, Any] = {"address": ray_address, "workers": workers}
@@ -147,9 +157,11 @@ def embed_tiles_command(
     log_to(_log_of(output, slides))
     catalogue, unusable = catalogue_of(slides, folder=output, tissue=tissue)
     name_refused(unusable)
-    _say_all(
-        _embed(encoders, catalogue, output, settings=settings, how=how, on_ray=on_ray), unusable
-    )
+    try:
+        made = _embed(encoders, catalogue, output, settings=settings, how=how, on_ray=on_ray)
+    except OverlapError as error:
+        raise typer.BadParameter(str(error)) from error
+    _say_all(made, unusable)
 
 
 def _embed(

@@ -10,6 +10,10 @@ from anlage.slides.colour import Colour
 from anlage.tiles.spec import TileSpec
 
 
+class OverlapError(ValueError):
+    """Tiles would overlap by their whole edge, which is the encoder's where none is chosen."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EmbedSettings:
     """What one may choose of an embedding, beside its encoder and its slides.
@@ -43,26 +47,33 @@ class EmbedSettings:
     shard: Shard | None = None
 
     def __post_init__(self) -> None:
+        both = (self.stride_px, self.overlap_px)
         rules = {
-            "batch_size of at least 1": self.batch_size >= 1,
-            "threads of at least 1": self.threads >= 1,
-            "mpp above 0": self.mpp is None or self.mpp > 0,
-            "tile_px of at least 1": self.tile_px is None or self.tile_px >= 1,
-            "stride_px of at least 1": self.stride_px is None or self.stride_px >= 1,
-            "overlap_px of at least 0": self.overlap_px is None or self.overlap_px >= 0,
-            "stride_px or overlap_px, not both": None in {self.stride_px, self.overlap_px},
-            "min_tissue from 0 to 1": 0 <= self.min_tissue <= 1,
+            "batch_size of at least 1": (self.batch_size, self.batch_size >= 1),
+            "threads of at least 1": (self.threads, self.threads >= 1),
+            "mpp above 0": (self.mpp, self.mpp is None or self.mpp > 0),
+            "tile_px of at least 1": (self.tile_px, self.tile_px is None or self.tile_px >= 1),
+            "stride_px of at least 1": (
+                self.stride_px,
+                self.stride_px is None or self.stride_px >= 1,
+            ),
+            "overlap_px of at least 0": (
+                self.overlap_px,
+                self.overlap_px is None or self.overlap_px >= 0,
+            ),
+            "stride_px or overlap_px, not both": (both, None in both),
+            "min_tissue from 0 to 1": (self.min_tissue, 0 <= self.min_tissue <= 1),
         }
-        for rule, holds in rules.items():
+        for rule, (got, holds) in rules.items():
             if not holds:
-                msg = f"embed_tiles: needs {rule}; got {self}. Correct that value."
+                msg = f"embed_tiles: needs {rule}; got {got}. Correct that value."
                 raise ValueError(msg)
 
     def spec(self, config: EncoderConfig) -> TileSpec:
         """The tiles that an encoder gets.
 
         Raises:
-            ValueError: If they would overlap by their whole edge.
+            OverlapError: If they would overlap by their whole edge.
         """
         tile_px = config.tile_px if self.tile_px is None else self.tile_px
         overlap_px = self.overlap_px or 0
@@ -71,7 +82,7 @@ class EmbedSettings:
                 f"embed_tiles: needs overlap_px below the tile's edge of {tile_px}; got "
                 f"{overlap_px}. Half the edge is usual where tiles overlap."
             )
-            raise ValueError(msg)
+            raise OverlapError(msg)
         return TileSpec(
             size_px=tile_px,
             mpp=config.mpp if self.mpp is None else self.mpp,
