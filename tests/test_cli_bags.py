@@ -15,6 +15,7 @@ from some_bags import make_bag
 
 from anlage.bags.store import list_bags, read_bag, write_bag
 from anlage.cli import app, main
+from anlage.cli.application import named_output
 from anlage.encoders.folder import load_encoder
 from anlage.samples import slides_folder
 from anlage.slides.indexing.index import index_slides
@@ -112,6 +113,8 @@ def test_embed_slides(anlage: Anlage, tmp_path: Path, folder: Path) -> None:
         (("export", "e", "s3://b/x", "--to", "timm"), "the URL s3:/b/x"),
         (("encoders", "fetch", "uni", "--to", "s3://b/x"), "the URL s3:/b/x"),
         (("bags", "convert", "b", "--to", "clam", "-o", ""), "got an empty name"),
+        (("bags", "convert", "b", "--to", "zarr", "-o", "s3:/b/x"), "s3://BUCKET/FOLDER; got s3:/"),
+        (("bags", "convert", "b", "--to", "zarr", "-o", "foo://b/x"), "s3://BUCKET/FOLDER; got"),
         (("bags", "adopt", "b", "--slides", "c.parquet", "-o", ""), "got an empty name"),
     ],
 )
@@ -122,6 +125,11 @@ def test_an_output_that_cannot_be_meant_is_wrong_usage(
         app(list(arguments))
     assert end.value.code == 2
     assert says in " ".join(capsys.readouterr().err.split())
+
+
+def test_the_last_slash_of_a_url_is_not_part_of_the_output() -> None:
+    assert named_output("s3://bucket/a b//") == "s3://bucket/a b"
+    assert named_output("folder/") == "folder/"
 
 
 def test_adopt(anlage: Anlage, tmp_path: Path) -> None:

@@ -126,9 +126,15 @@ def test_urls_take_a_catalogue_alone(embed, slides):
     assert "takes a catalogue" in told
 
 
-def test_masks_of_another_method_are_refused(catalogue, slides, encoder_folder, tmp_path):
+def test_a_catalogue_elsewhere_or_with_other_masks_is_refused(
+    catalogue, slides, encoder_folder, tmp_path
+):
+    catalogue, slides, encoder_folder, tmp_path
+):
     from anlage.slides.indexing.index import catalogue_of
 
+    with pytest.raises(CatalogueError, match=r"s3://b/c.parquet: is a URL; .* Copy it here"):
+        catalogue_of("s3://b/c.parquet", folder=tmp_path)
     with pytest.raises(CatalogueError, match="masks made by otsu; asked for hsv"):
         catalogue_of(catalogue.path, folder=tmp_path, tissue="hsv")
     assert len(catalogue_of(catalogue.path, folder=tmp_path, tissue="otsu")[0]) == 5

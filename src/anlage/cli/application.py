@@ -17,6 +17,7 @@ from anlage.errors import without_secrets
 if TYPE_CHECKING:
     from anlage.slides.indexing.found_slide import Refused
 
+URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")  # a path like s3:/b has lost a slash
 MAX_SEED = 2**32 - 1
 MOST_THREADS = 1024  # beyond any machine; far more than the system starts
 app = typer.Typer(
@@ -56,16 +57,21 @@ def _root(
 
 
 def named_output(output: str) -> str:
-    """Refuse an empty name, as a variable that is not set gives; to Python it is this folder."""
+    """The output without a last slash; an empty name (an unset variable) and odd URLs refused."""
+    from anlage.slides.storage.location import is_remote
+
     if not output:
         msg = "needs a folder or URL; got an empty name. '.' is this folder."
         raise typer.BadParameter(msg)
-    return output
+    if URL.match(output) and not is_remote(output):
+        msg = f"needs a folder, or a URL such as s3://BUCKET/FOLDER; got {output}."
+        raise typer.BadParameter(msg)
+    return output.rstrip("/") if is_remote(output) else output
 
 
 def local_output(output: Path | None) -> Path | None:
     """Refuse a URL where files are written on this machine alone, rather than make a folder s3:."""
-    if output is not None and re.match(r"[a-z][a-z0-9]+:/", str(output)):
+    if output is not None and URL.match(str(output)):
         msg = f"is written on this machine alone; got the URL {output}. Name a path, and copy it."
         raise typer.BadParameter(msg)
     return output

@@ -18,6 +18,7 @@ from anlage.slides.indexing.index_plan import Earlier
 from anlage.slides.indexing.index_run import IndexResult, IndexRun
 from anlage.slides.indexing.labels import read_labels
 from anlage.slides.mask_store import masks_path
+from anlage.slides.storage.location import is_remote
 
 LOGGER = logging.getLogger(__name__)
 MASK_MPP_RANGE = (0.5, 100.0)
@@ -153,6 +154,9 @@ def catalogue_of(
         TissueError: If there is no such method.
     """
     if Path(slides).suffix == ".parquet":
+        if is_remote(str(slides)):
+            msg = "is a URL; a catalogue is read from this machine. Copy it here, masks too."
+            raise CatalogueError(str(slides), msg)
         catalogue = Catalogue.open(Path(slides))
         _refuse_other_tissue(catalogue, tissue)
         return catalogue, ()
