@@ -129,8 +129,6 @@ def test_urls_take_a_catalogue_alone(embed, slides):
 def test_a_catalogue_elsewhere_or_with_other_masks_is_refused(
     catalogue, slides, encoder_folder, tmp_path
 ):
-    catalogue, slides, encoder_folder, tmp_path
-):
     from anlage.slides.indexing.index import catalogue_of
 
     with pytest.raises(CatalogueError, match=r"s3://b/c.parquet: is a URL; .* Copy it here"):
