@@ -57,6 +57,9 @@ def test_a_place_of_a_slide_and_one_kind(encoder, tmp_path) -> None:
     [
         (["--px", "33"], "8 px patch"),
         (["--px", "32,x"], "--px needs whole numbers"),
+        (["--px", "0"], "from 1 to 8192; got 0"),
+        (["--px", "32,1000000"], "from 1 to 8192; got 32,1000000"),
+        (["--mpp", "1e9"], "less than or equal to 1000"),
         (["--at", "7"], "--at needs two numbers"),
         (["--at", "a,b"], "--at needs whole numbers"),
     ],

@@ -9,6 +9,8 @@ import typer
 
 from anlage.cli.application import app, local_output, log_to
 
+LARGEST_PX = 2**13  # attention over its patches would already need hundreds of gigabytes
+
 
 @app.command()
 def explain(
@@ -25,6 +27,7 @@ def explain(
         float | None,
         typer.Option(
             min=0.01,
+            max=1000,
             help="µm per pixel: of the picture, or that the slide is read at; the encoder's.",
         ),
     ] = None,
@@ -53,6 +56,9 @@ def explain(
     log_to(None)
     place = _place(at)
     sizes = _whole_numbers(px, "--px")
+    if not all(1 <= size <= LARGEST_PX for size in sizes):
+        msg = f"--px needs sizes from 1 to {LARGEST_PX}; got {px}. The largest usual is 1344."
+        raise typer.BadParameter(msg)
     opened = open_encoder(encoder, device=device, precision="fp32")
     asked = {"attention": attention, "rollout": rollout, "pca": pca}
     field = read_field(image, size_px=max(sizes), encoder_mpp=opened.config.mpp, at=place, mpp=mpp)
