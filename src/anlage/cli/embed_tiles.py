@@ -135,7 +135,6 @@ def embed_tiles_command(
     holds no tile, or is still with another run.
     """
     from anlage.embedding.embed_tiles import OpenEncoder
-    from anlage.embedding.settings import OverlapError
     from anlage.slides.indexing.index import catalogue_of
 
     asked: dict[str, Any] = {"address": ray_address, "workers": workers}
@@ -157,10 +156,7 @@ def embed_tiles_command(
     log_to(_log_of(output, slides))
     catalogue, unusable = catalogue_of(slides, folder=output, tissue=tissue)
     name_refused(unusable)
-    try:
-        made = _embed(encoders, catalogue, output, settings=settings, how=how, on_ray=on_ray)
-    except OverlapError as error:
-        raise typer.BadParameter(str(error)) from error
+    made = _embed(encoders, catalogue, output, settings=settings, how=how, on_ray=on_ray)
     _say_all(made, unusable)
 
 
@@ -174,16 +170,21 @@ def _embed(
     on_ray: RayOptions | None,
 ) -> dict[str, EmbedResult]:
     """Embed here or on a cluster; gives what became of it by the encoder's folder."""
-    if on_ray is not None:
-        from anlage.embedding.ray_cluster import embed_on_ray
+    from anlage.embedding.settings import OverlapError
 
-        made = partial(embed_on_ray, settings=settings, how=how, options=on_ray)
-        return {name: made(encoder, catalogue, output) for name, encoder in encoders.items()}
-    from anlage.embedding.embed_tiles import embed_together
+    try:
+        if on_ray is not None:
+            from anlage.embedding.ray_cluster import embed_on_ray
 
-    outputs = {name: f"{output}/{name}" if name else output for name in encoders}
-    how = replace(how, device=str(how.device).split(","))
-    return embed_together(encoders, catalogue, outputs, settings=settings, how=how)
+            made = partial(embed_on_ray, settings=settings, how=how, options=on_ray)
+            return {name: made(encoder, catalogue, output) for name, encoder in encoders.items()}
+        from anlage.embedding.embed_tiles import embed_together
+
+        outputs = {name: f"{output}/{name}" if name else output for name in encoders}
+        how = replace(how, device=str(how.device).split(","))
+        return embed_together(encoders, catalogue, outputs, settings=settings, how=how)
+    except OverlapError as error:
+        raise typer.BadParameter(str(error)) from error
 
 
 def _options_of(

@@ -12,14 +12,17 @@ from anlage.cli.application import app, local_output, log_to
 LARGEST_PX = 2**13  # attention over its patches would already need hundreds of gigabytes
 
 
+Output = Annotated[
+    Path,
+    typer.Option("-o", "--output", help="Folder for pictures and page.", callback=local_output),
+]
+
+
 @app.command()
 def explain(
     image: Annotated[str, typer.Argument(help="A picture; or with --at a slide, local or remote.")],
     encoder: Annotated[str, typer.Option(help="Encoder folder such as RUN/encoder, or a name.")],
-    output: Annotated[
-        Path,
-        typer.Option("-o", "--output", help="Folder for pictures and page.", callback=local_output),
-    ],
+    output: Output,
     at: Annotated[
         str | None, typer.Option(help="Corner X,Y of the field in the slide, level-0 pixels.")
     ] = None,
@@ -55,10 +58,7 @@ def explain(
 
     log_to(None)
     place = _place(at)
-    sizes = _whole_numbers(px, "--px")
-    if not all(1 <= size <= LARGEST_PX for size in sizes):
-        msg = f"--px needs sizes from 1 to {LARGEST_PX}; got {px}. The largest usual is 1344."
-        raise typer.BadParameter(msg)
+    sizes = _sizes(px)
     opened = open_encoder(encoder, device=device, precision="fp32")
     asked = {"attention": attention, "rollout": rollout, "pca": pca}
     field = read_field(image, size_px=max(sizes), encoder_mpp=opened.config.mpp, at=place, mpp=mpp)
@@ -82,6 +82,14 @@ def _place(at: str | None) -> tuple[int, int] | None:
         msg = f"--at needs two numbers X,Y; got {at!r}. Write it as --at 12000,8000."
         raise typer.BadParameter(msg)
     return place[0], place[1]
+
+
+def _sizes(px: str) -> list[int]:
+    sizes = _whole_numbers(px, "--px")
+    if not all(1 <= size <= LARGEST_PX for size in sizes):
+        msg = f"--px needs sizes from 1 to {LARGEST_PX}; got {px}. The largest usual is 1344."
+        raise typer.BadParameter(msg)
+    return sizes
 
 
 def _whole_numbers(text: str, option: str) -> list[int]:
