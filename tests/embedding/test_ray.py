@@ -139,7 +139,7 @@ def test_the_slides_of_a_worker_that_is_killed_are_made_by_another_and_none_twic
     assert record["skipped"] == []
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.usefixtures("cluster")
 def test_a_slide_that_kills_two_workers_is_refused_by_name_and_costs_no_other(
     catalogue, own_encoder, tmp_path
@@ -250,7 +250,7 @@ cluster.shutdown()
 """
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_of_two_nodes_one_is_lost_and_the_other_makes_all_bags(catalogue, own_encoder, tmp_path):
     (own_encoder / "pause_s").write_text("0.3")
     bags, path = tmp_path / "bags", os.pathsep.join(p for p in sys.path if p)
