@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from small_catalogue import write_slide
 from small_encoder import make_encoder
 
@@ -245,6 +246,21 @@ def test_ctrl_c_ends_with_130_and_says_how_to_go_on(
         main()
     assert end.value.code == 130
     assert "run it again" in capsys.readouterr().err
+
+
+def test_memory_that_ran_out_is_told_in_a_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def greedy(*_: object) -> None:
+        torch.empty(2**60, dtype=torch.uint8)
+
+    monkeypatch.setattr("anlage.report.write.write_report", greedy)
+    monkeypatch.setattr("anlage.cli.embedding.log_to", lambda _: None)
+    monkeypatch.setattr(sys, "argv", ["anlage", "report", str(tmp_path)])
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert end.value.code == 1
+    assert "smaller batches" in capsys.readouterr().err
 
 
 def test_slides_that_came_later_do_not_disturb_a_run(tmp_path: Path) -> None:

@@ -74,10 +74,20 @@ def main() -> None:
         _fail(error, Exit.FAILED)
     except OSError as error:
         _fail(error, Exit.FAILED, remedy=REMEDIES.get(error.errno or 0, ""))
+    except (MemoryError, RuntimeError) as error:
+        if not _is_out_of_memory(error):
+            raise
+        _fail(error, Exit.FAILED, remedy="Ask for smaller batches or tiles, and run it again.")
     except SystemExit as end:
         if isinstance(getattr(end.__context__, "__cause__", None), KeyboardInterrupt):
             print("interrupted; run it again to go on", file=sys.stderr)
         raise  # with 130, into which typer has turned the interrupt
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Whether it is; torch has a class for GPUs, and says it of the CPU in words alone."""
+    is_named = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    return is_named or "can't allocate memory" in str(error)
 
 
 def _fail(error: Exception, code: Exit, *, remedy: str = "") -> None:
