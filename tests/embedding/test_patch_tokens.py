@@ -14,6 +14,7 @@ from anlage.bags.store import read_bag
 from anlage.embedding.embed_tiles import embed_tiles
 from anlage.embedding.patch_token_file import PatchTokenFile
 from anlage.encoders.folder import load_encoder
+from anlage.errors import BagError
 from anlage.slides.levels import read_tile
 
 
@@ -45,6 +46,30 @@ def test_bags_without_tokens_are_made_anew_once_those_are_asked_for(
     np.testing.assert_allclose(read_bag(bags / "a.h5").features, before.features, atol=1e-3)
     assert embed_tiles(encoder_folder, catalogue, bags, patch_tokens=True).done == []
     assert embed_tiles(encoder_folder, catalogue, bags).done == []  # they do no harm
+
+
+def test_asking_for_tokens_does_not_write_over_bags_of_another_grid(
+    catalogue, encoder_folder, tmp_path
+):
+    bags = tmp_path / "bags"
+    embed_tiles(encoder_folder, catalogue, bags)
+    before = (bags / "a.h5").read_bytes()
+    with pytest.raises(BagError, match="was made with stride_px 32; this run has 16"):
+        embed_tiles(encoder_folder, catalogue, bags, stride_px=16, patch_tokens=True)
+    assert (bags / "a.h5").read_bytes() == before
+
+
+def test_tokens_of_an_earlier_bag_do_not_pass_for_those_of_a_new_one(
+    catalogue, encoder_folder, tmp_path
+):
+    bags = tmp_path / "bags"
+    embed_tiles(encoder_folder, catalogue, bags, patch_tokens=True)
+    (bags / "a.h5").unlink()
+    embed_tiles(encoder_folder, catalogue, bags)
+    assert not (bags / "a.patch_tokens.npy").exists()
+    np.save(bags / "b.patch_tokens.npy", np.zeros((1, 16, 24), np.float16))  # of other tiles
+    again = embed_tiles(encoder_folder, catalogue, bags, patch_tokens=True)
+    assert sorted(again.done) == ["a", "b"]
 
 
 def test_rows_in_any_order_and_nothing_before_the_end(tmp_path):

@@ -20,8 +20,7 @@ from anlage.embedding.slide_plan import (
     Grid,
     Plan,
     bag_attributes,
-    is_made,
-    refuse_other_bag,
+    bag_made_before,
 )
 from anlage.encoders.embed_batch import QueuedTiles, queue_tiles
 from anlage.encoders.tile_encoder import TileEncoder
@@ -114,10 +113,17 @@ class BagTarget:
         if not self.claims.take(row.slide_id):
             self.elsewhere.append(row.slide_id)
             return False
-        if not is_made(self.output, row.slide_id, with_tokens=self.with_tokens):
+        header = bag_made_before(
+            self.output,
+            self.attributes(row),
+            catalogue,
+            row,
+            self.grid,
+            with_tokens=self.with_tokens,
+        )
+        if header is None:
             return True
         self.claims.give_back(row.slide_id)
-        header = refuse_other_bag(self.output, self.attributes(row), catalogue, row, self.grid)
         (self.plan.skipped if len(header.coords) else self.plan.empty).append(row.slide_id)
         return False
 
@@ -137,6 +143,8 @@ class BagTarget:
         """Write a complete bag; its patch tokens before it, so that a bag never lacks them."""
         if growing.tokens is not None:
             growing.tokens.finish(self.token_shape)
+        elif not is_remote(str(self.output)):  # those of an earlier bag may be of other tiles
+            (Path(self.output) / f"{job.row.slide_id}{SUFFIX}").unlink(missing_ok=True)
         attributes = self.attributes(job.row, icc_profile=job.icc_profile)
         bag = Bag(job.row.slide_id, growing.features_LD, job.corners, attributes)
         write_bag(bag_place(self.output, job.row.slide_id), bag)

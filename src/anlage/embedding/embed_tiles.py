@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -164,7 +164,7 @@ class OpenEncoder:
                 )
                 raise ValueError(msg)
             return (encoder,)
-        return tuple(
+        opened = tuple(
             open_encoder(
                 encoder,
                 device=device,
@@ -173,6 +173,14 @@ class OpenEncoder:
             )
             for device in devices
         )
+        if len({each.precision for each in opened}) > 1:
+            msg = (
+                "embed_tiles: needs devices of one arithmetic, or a bag would mix them; got "
+                f"{', '.join(f'{each.device} {each.precision}' for each in opened)}. "
+                "Name a --precision that all have."
+            )
+            raise ValueError(msg)
+        return opened
 
 
 def embed_together(
@@ -298,5 +306,6 @@ def clear_stale_parts(output: str | Path) -> None:
         return
     clear_half_written(output, older_than_s=STALE_AFTER_S)
     for part in Path(output).glob(".*.npy.*.part"):
-        if time.time() - part.stat().st_mtime > STALE_AFTER_S:
-            part.unlink(missing_ok=True)
+        with suppress(FileNotFoundError):  # another run finished it meanwhile
+            if time.time() - part.stat().st_mtime > STALE_AFTER_S:
+                part.unlink()

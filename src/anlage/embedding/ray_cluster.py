@@ -23,10 +23,9 @@ from anlage.embedding.slide_plan import (
     Grid,
     Plan,
     bag_attributes,
+    bag_made_before,
     grid_of,
-    is_made,
     plan_slides,
-    refuse_other_bag,
 )
 from anlage.embedding.slide_queue import SlideQueue
 from anlage.encoders.bundled import BUNDLED
@@ -103,12 +102,18 @@ class RayTarget:
         """Note the bags that a worker had finished before it died; gives the other slides."""
         unfinished = []
         for slide_id in slide_ids:
-            if not is_made(self.output, slide_id, with_tokens=self.with_tokens):
+            row = catalogue.row(slide_id)
+            header = bag_made_before(
+                self.output,
+                bag_attributes(row, self.encoder, self.grid),
+                catalogue,
+                row,
+                self.grid,
+                with_tokens=self.with_tokens,
+            )
+            if header is None:
                 unfinished.append(slide_id)
                 continue
-            row = catalogue.row(slide_id)
-            wanted = bag_attributes(row, self.encoder, self.grid)
-            header = refuse_other_bag(self.output, wanted, catalogue, row, self.grid)
             (self.done if len(header.coords) else self.empty).append(slide_id)
             self.n_tiles += len(header.coords)
         return unfinished

@@ -72,11 +72,35 @@ class Plan:
     refused: list[Refused] = field(default_factory=list)
 
 
-def is_made(output: str | Path, slide_id: str, *, with_tokens: bool) -> bool:
-    """Whether a slide has its bag, and its patch tokens if they are asked for."""
+def bag_made_before(  # noqa: PLR0917 - each is a different thing
+    output: str | Path,
+    wanted: BagAttributes,
+    catalogue: Catalogue,
+    row: SlideRow,
+    grid: Grid,
+    *,
+    with_tokens: bool,
+) -> BagHeader | None:
+    """The header of a slide's bag; None where it, or its patch tokens, are still to be made.
+
+    Raises:
+        BagError: If there is a bag that is not what this run would make.
+    """
+    slide_id = row.slide_id
+    if not is_remote(str(output)) and has_bag(bag_place(output, slide_id, store="zarr")):
+        msg = "is there as Zarr, beside which a second bag would be made. Name another folder."
+        raise BagError(bag_place(output, slide_id, store="zarr"), msg)
     if not has_bag(bag_place(output, slide_id)):
-        return False
-    return not with_tokens or (Path(output) / f"{slide_id}{SUFFIX}").exists()
+        return None
+    header = _refuse_other_bag(output, wanted, catalogue, row, grid)
+    if with_tokens and not _has_tokens(output, slide_id, n_tiles=len(header.coords)):
+        return None
+    return header
+
+
+def _has_tokens(output: str | Path, slide_id: str, *, n_tiles: int) -> bool:
+    path = Path(output) / f"{slide_id}{SUFFIX}"
+    return path.exists() and len(np.load(path, mmap_mode="r")) == n_tiles
 
 
 def bag_attributes(
@@ -142,12 +166,16 @@ def plan_slides(
             if not _is_file_name(row.slide_id):
                 reason = f"its slide_id {row.slide_id!r} cannot be a file name. Rename it."
                 plan.refused.append(Refused(row.uri, reason))
-            elif is_listed(row.slide_id) and is_made(output, row.slide_id, with_tokens=with_tokens):
-                wanted = bag_attributes(row, encoder, grid)
-                header = refuse_other_bag(output, wanted, catalogue, row, grid)
-                (plan.skipped if len(header.coords) else plan.empty).append(row.slide_id)
             else:
-                plan.todo[row.slide_id] = None
+                wanted, header = bag_attributes(row, encoder, grid), None
+                if is_listed(row.slide_id):
+                    header = bag_made_before(
+                        output, wanted, catalogue, row, grid, with_tokens=with_tokens
+                    )
+                if header is None:
+                    plan.todo[row.slide_id] = None
+                else:
+                    (plan.skipped if len(header.coords) else plan.empty).append(row.slide_id)
             progress.advance()
     return plan
 
@@ -167,7 +195,7 @@ def _is_file_name(slide_id: str) -> bool:
     return True
 
 
-def refuse_other_bag(  # noqa: PLR0917 - each is a different thing
+def _refuse_other_bag(  # noqa: PLR0917 - each is a different thing
     output: str | Path, wanted: BagAttributes, catalogue: Catalogue, row: SlideRow, grid: Grid
 ) -> BagHeader:
     """The header of a slide's bag that is there.
