@@ -89,6 +89,17 @@ def test_test_patients_and_what_is_like_their_tiles_are_left_out(
     assert left == {tuple(corner) for corner in corners_of()[6:].tolist()}
 
 
+def test_a_test_slide_whose_bag_is_damaged_is_left_out_too(pool_folder, small, tmp_path) -> None:
+    tests = Bags(small, tmp_path / "tests")
+    tests.write("b", features_of(0))
+    held_out = tests.write("c", features_of(2))
+    bag = Path(held_out) / "c.h5"
+    bag.write_bytes(bag.read_bytes()[:900])
+    made = run(pool_folder, small, tmp_path / "out", held_out=held_out, held_out_cosine=1.0)
+    assert {name for name, _, _ in places(read_tile_list(made.output))} == {"a"}
+    assert [path for path, _ in made.refused] == [str(bag)]
+
+
 def test_queries_find_their_like_up_to_a_cap(pool_folder, small, tmp_path) -> None:
     queries = Bags(small, tmp_path / "queries")
     query = queries.write("q", features_of(9)[[31, 44]])  # of kinds 1 and 2

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from anlage.bags.one_encoder import ONE_ENCODER
+from anlage.bags.store import list_bags
 from anlage.curation.balanced_sample import balanced_sample, balanced_weights
 from anlage.curation.hierarchical_kmeans import hierarchical_kmeans
 from anlage.curation.near_duplicates import is_like_any, is_near_duplicate
@@ -244,7 +245,7 @@ def _leave_out(
             strict=True,
         )
     )
-    names = {*tests.slide_ids, *tests.empty}
+    names = set(list_bags(held_out))  # also those whose bag cannot be read
     patients = {patient_of[name] for name in names if name in patient_of}
     is_theirs = [n in names or patient_of[n] in patients for n in made.pool.slide_ids]
     _keep(made, ~np.array(is_theirs)[made.pool.slide_N], "held-out patients")
