@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from pathlib import Path
 
@@ -305,3 +306,19 @@ def test_code_that_is_not_there_or_broken(tmp_path):
         open_encoder(f"{tmp_path}/broken.py:f")
     with pytest.raises(EncoderError, match=r"cannot be imported .ModuleNotFoundError"):
         open_encoder("no_such_module:f")
+
+
+def test_a_model_of_timms_that_lacks_a_tensor_is_refused(tmp_path):
+    """Asked for other classes than the file has, timm would load leniently."""
+    model = timm.create_model("vit_tiny_patch16_224", img_size=32, num_classes=3, depth=1)
+    weights = model.state_dict()
+    told = {"architecture": "vit_tiny_patch16_224", "num_classes": 3}
+    told["model_args"] = {"img_size": 32, "depth": 1}
+    told["pretrained_cfg"] = {"num_classes": 3, "input_size": [3, 32, 32]}
+    (tmp_path / "config.json").write_text(json.dumps(told))
+    save_file(weights, tmp_path / "model.safetensors")
+    assert open_encoder(f"timm:local-dir:{tmp_path}@0.5").width == 192
+    del weights["norm.weight"]
+    save_file(weights, tmp_path / "model.safetensors")
+    with pytest.raises(EncoderError, match="in loading state_dict"):
+        open_encoder(f"timm:local-dir:{tmp_path}@0.5")

@@ -74,6 +74,33 @@ def test_weights_that_lack_a_tensor_are_refused(tmp_path):
         open_encoder(f"hf:{tmp_path}@0.5")
 
 
+def test_half_weights_compute_in_the_precision_asked_for(tmp_path):
+    saved(tmp_path, "Dinov2").bfloat16().save_pretrained(tmp_path)
+    encoder = open_encoder(f"hf:{tmp_path}@0.5", precision="fp32")
+    assert {p.dtype for p in encoder.network.parameters()} == {torch.float32}
+    found = encoder.embed(make_pixels(2))
+    assert (found.bfloat16() != found).any()
+
+
+def test_a_configuration_is_part_of_the_fingerprint(tmp_path):
+    saved(tmp_path, "Dinov2")
+    before = open_encoder(f"hf:{tmp_path}@0.5").fingerprint
+    told = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(told | {"layer_norm_eps": 0.1}))
+    assert open_encoder(f"hf:{tmp_path}@0.5").fingerprint != before
+
+
+def test_a_model_that_masks_patches_is_refused(tmp_path):
+    import transformers
+
+    config = transformers.ViTMAEConfig(**SIZES, patch_size=8, intermediate_size=32)
+    transformers.ViTMAEModel(config).eval().save_pretrained(tmp_path)
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(LOOKS))
+    encoder = open_encoder(f"hf:{tmp_path}@0.5")
+    with pytest.raises(EncoderError, match="gives 5 tokens of 16 patches"):
+        encoder.embed(make_pixels(2))
+
+
 def test_a_processor_that_says_no_size_is_refused(tmp_path):
     saved(tmp_path, "ViT", crop_size=None)
     with pytest.raises(EncoderError, match="no square size.*file.py:function"):

@@ -38,7 +38,8 @@ def timm_encoder(
         EncoderError: If timm is not installed, cannot load it, or it takes other than square RGB.
     """
     source = f"{TIMM}{name}"
-    model = timm_model(name, num_classes=0)
+    model: Any = timm_model(name)  # at its own classes: timm loads a changed model leniently
+    model.reset_classifier(0)
     from timm.data.config import resolve_model_data_config
 
     told = resolve_model_data_config(model)  # type: ignore[no-untyped-call]
@@ -50,8 +51,8 @@ def timm_encoder(
     network = OtherNetwork(
         model,
         run=_run,
-        width=int(getattr(model, "head_hidden_size", None) or model.num_features),  # type: ignore[arg-type]
-        token_width=int(model.num_features),  # type: ignore[arg-type]
+        width=int(getattr(model, "head_hidden_size", None) or model.num_features),
+        token_width=int(model.num_features),
         patch_px=patch_px,
     )
     config = EncoderConfig(
@@ -66,12 +67,11 @@ def timm_encoder(
     return TileEncoder(config, network, device=device, precision=precision)
 
 
-def timm_model(name: str, *, num_classes: int | None = None) -> nn.Module:
-    """A model of timm's with its weights, in evaluation mode.
+def timm_model(name: str) -> nn.Module:
+    """A model of timm's with its weights, all of them, in evaluation mode.
 
     Args:
         name: Its name in timm.
-        num_classes: 0 for its embedding; None for its own classes.
 
     Raises:
         EncoderError: If timm is not installed or cannot load it.
@@ -82,9 +82,8 @@ def timm_model(name: str, *, num_classes: int | None = None) -> nn.Module:
     except ImportError as error:
         msg = "needs timm, which is not installed. Run: pip install 'anlage[timm]', or name a file."
         raise EncoderError(source, msg) from error
-    options = {} if num_classes is None else {"num_classes": num_classes}
     try:
-        model: nn.Module = timm.create_model(name, pretrained=True, **options)  # type: ignore[arg-type]
+        model: nn.Module = timm.create_model(name, pretrained=True)
     except Exception as error:  # of timm, the hub, the network or the file
         reason = (str(error).splitlines() or [""])[0] or type(error).__name__
         msg = (

@@ -22,9 +22,12 @@ from anlage.encoders.preset_encoder import preset_config
 from anlage.encoders.presets import Preset
 from anlage.encoders.tile_encoder import EncoderConfig, TileEncoder, torch_device
 from anlage.errors import EncoderError
+from anlage.provenance import sha256_of_json
 
 HF = "hf:"
 POOLER = "pooler."
+CLASS_TOKENS = ("cls_token", "class_embedding")
+OF_A_COPY = ("transformers_version", "dtype", "torch_dtype")  # in a config, but no matter
 MISSING = "needs transformers, which is not installed. Run: pip install 'anlage[transformers]'."
 
 
@@ -75,7 +78,7 @@ def transformers_encoder(
     )
     tile_px = _size_px(looks, source)
     config = EncoderConfig(
-        architecture={"hf": repo, "revision": revision},
+        architecture={"hf": repo, "revision": revision, **_decides(model)},
         tile_px=tile_px,
         mpp=mpp,
         mean=looks["image_mean"],
@@ -109,10 +112,10 @@ def remote_preset(
     _refuse_remote_code({"auto_map": True}, preset.name, trusted=trust_remote_code)
     tell_licence(preset)
     model, notes = _loaded(preset.repo, None, preset.name, trust_remote_code=True)
+    architecture = {"hf": preset.repo, "remote": preset.remote, **_decides(model)}
     if preset.remote == "return_conch":
         model = model.return_conch()[0]  # type: ignore[operator]
-    network = OtherNetwork(model.eval(), run=_call, width=preset.width)
-    architecture = {"hf": preset.repo, "remote": preset.remote}
+    network = OtherNetwork(model.float().eval(), run=_call, width=preset.width)
     config = preset_config(preset, architecture, mpp=mpp, notes=notes)
     return TileEncoder(config, network, device=device, precision=precision)
 
@@ -169,7 +172,18 @@ def _loaded(
         raise EncoderError(source, msg)
     unused = sorted(told["unexpected_keys"])
     notes = [f"Left out, for AutoModel has no place for it: {name}" for name in unused]
-    return model.eval(), notes
+    return model.float().eval(), notes  # whatever they are stored in
+
+
+def _decides(model: Any) -> dict[str, Any]:  # noqa: ANN401 - transformers'
+    """What decides a model's function beside its weights: its configuration, its code's commit."""
+    config = getattr(model, "config", None)
+    if config is None:
+        return {}
+    told = json.loads(config.to_json_string(use_diff=False))
+    kept = {k: v for k, v in told.items() if k not in OF_A_COPY and not k.startswith("_")}
+    commit = getattr(config, "_commit_hash", None)
+    return {"config_sha256": sha256_of_json(kept), **({"commit": commit} if commit else {})}
 
 
 def _asked(ask: Callable[[], Any], source: str) -> Any:  # noqa: ANN401 - whatever is asked for
@@ -198,7 +212,7 @@ def _size_px(looks: Mapping[str, Any], source: str) -> int:
 
 
 def _has_class_token(model: nn.Module) -> bool:
-    return any(name.rpartition(".")[2] == "cls_token" for name, _ in model.named_parameters())
+    return any(name.rpartition(".")[2] in CLASS_TOKENS for name, _ in model.named_parameters())
 
 
 def _run(
@@ -216,7 +230,10 @@ def _run(
         return embedding_BD, None
     patch_px = model.config.patch_size
     n_patches = (image_B3HW.shape[2] // patch_px) * (image_B3HW.shape[3] // patch_px)
-    return embedding_BD, hidden[:, -n_patches:]
+    if hidden.shape[1] < n_patches and has_class_token:
+        msg = f"gives {hidden.shape[1]} tokens of {n_patches} patches: it masks or merges them. "
+        raise EncoderError(type(model).__name__, msg + "Write a function: file.py:function.")
+    return embedding_BD, hidden[:, -n_patches:] if hidden.shape[1] >= n_patches else None
 
 
 def _call(model: Any, image_B3HW: Tensor) -> tuple[Tensor, Tensor | None]:  # noqa: ANN401

@@ -61,6 +61,7 @@ def test_a_refusal_of_the_hub_says_what_to_do(export, monkeypatch) -> None:
         ("encoder", {}, "mit", False, "form OWNER/NAME"),
         ("a/b/c", {}, "mit", False, "form OWNER/NAME"),
         ("lab/uni", {"gated": True, "repo": "MahmoodLab/UNI"}, "x", False, "consent.*Lab/UNI"),
+        ("lab/own", {"init": {"made_by": {"gated": True}}}, "mit", False, "what began with them"),
         ("lab/encoder", {}, None, True, "public without a licence"),
     ],
 )

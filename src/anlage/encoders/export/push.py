@@ -29,15 +29,24 @@ def refuse_push(
     """
     if not NAME.fullmatch(repository):
         raise EncoderError(repository, "needs a name of the form OWNER/NAME. Name it so.")
-    if provenance.get("gated"):
+    gated = _gated(provenance)
+    if gated is not None:
         msg = (
-            "would pass on weights whose owners ask everybody for consent first "
-            f"({provenance.get('repo', 'gated')}). Point to their page instead."
+            "would pass on weights whose owners ask everybody for consent first, or what began "
+            f"with them ({gated.get('repo', 'gated')}). Point to their page instead."
         )
         raise EncoderError(repository, msg)
     if public and not licence:
         msg = "would be public without a licence. State one with --licence, such as apache-2.0."
         raise EncoderError(repository, msg)
+
+
+def _gated(provenance: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """The gated weights that an encoder is, was begun with or was taught by; None for none."""
+    if provenance.get("gated"):
+        return provenance
+    inner = (value for value in provenance.values() if isinstance(value, Mapping))
+    return next((found for value in inner if (found := _gated(value)) is not None), None)
 
 
 def push_folder(folder: str | Path, repository: str, *, public: bool = False) -> str:
