@@ -159,6 +159,14 @@ def test_another_width_is_refused_before_any_tile_is_read(tmp_path, job, catalog
     assert list(tmp_path.glob("bags/*")) == []
 
 
+def test_one_tile_decides_nothing(tmp_path, job, catalogue, encoder):
+    """Alone it would agree whichever place it came from."""
+    given = Given(slides=catalogue)
+    result = adopt_bags(job, tmp_path / "bags", given=given, encoder=encoder, n_tiles=1)
+    assert "there are no two tiles to compare" in verdict_lines(result)[0]
+    assert list(tmp_path.glob("bags/*")) == []
+
+
 def test_slides_that_cannot_be_taken_over_are_named(tmp_path, job, catalogue, encoder):
     features = job / FEATURES
     shutil.copy(features / f"{NAMES[0]}.h5", features / "stranger.h5")

@@ -35,6 +35,7 @@ from anlage.tiles.spec import TileSpec
 LOGGER = logging.getLogger(__name__)
 MEDIAN_AT_LEAST, WORST_AT_LEAST = 0.99, 0.95  # cosines; see docs/how_to/convert_and_adopt_bags.md
 CHECK_BATCH = 16
+FEWEST = 2  # tiles that a verdict needs
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,8 +196,8 @@ def _compare(
         theirs.append(bag.features[rows].astype(np.float64))
         ours.append(made.astype(np.float64))
         slide_ids += [bag.slide_id] * len(rows)
-    if not ours:
-        return _nothing(str(faults[0]) if faults else "there is no tile to compare")
+    if len(slide_ids) < FEWEST:  # of one tile alone it cannot be told whether places are mixed up
+        return _nothing(str(faults[0]) if faults else "there are no two tiles to compare")
     theirs_KD, ours_KD = _unit(np.concatenate(theirs)), _unit(np.concatenate(ours))
     among = theirs_KD @ theirs_KD.T
     others = among[~np.eye(len(among), dtype=bool)]
