@@ -2,7 +2,9 @@
 
 import numpy as np
 import pytest
+from icc_profiles import WIDE_TO_XYZ, in_srgb, matrix_profile
 from PIL import Image
+from synthetic_slides import pyramid, write_tiff
 
 from anlage import samples
 from anlage.errors import ResolutionError, SlideError
@@ -82,3 +84,16 @@ def test_sizes_are_the_same_field() -> None:
     assert one.at_size(16).shape == (16, 16, 3)
     assert one.at_size(16)[0, 0, 0] == 0
     assert one.at_size(16)[0, -1, 0] == 200
+
+
+def test_a_slide_is_read_in_the_colours_of_the_encoder(tmp_path) -> None:
+    wide = matrix_profile(WIDE_TO_XYZ, gamma=1.8)
+    path = write_tiff(tmp_path / "a.tif", pyramid(300, 200), iccprofile=wide)
+    with open_slide(path) as slide:
+        mpp = slide.mpp
+    stored, srgb = (
+        read_field(path, size_px=64, encoder_mpp=mpp, at=(9, 5), colour=colour).pixels
+        for colour in ("stored", "srgb")
+    )
+    wanted = in_srgb(stored, WIDE_TO_XYZ, gamma=1.8)
+    assert np.abs(srgb - wanted).max() <= 2 < np.abs(stored - wanted).max()

@@ -61,7 +61,14 @@ def explain(
     sizes = _sizes(px)
     opened = open_encoder(encoder, device=device, precision="fp32")
     asked = {"attention": attention, "rollout": rollout, "pca": pca}
-    field = read_field(image, size_px=max(sizes), encoder_mpp=opened.config.mpp, at=place, mpp=mpp)
+    field = read_field(
+        image,
+        size_px=max(sizes),
+        encoder_mpp=opened.config.mpp,
+        at=place,
+        mpp=mpp,
+        colour=opened.config.colour,
+    )
     try:
         explanation = explain_field(
             opened, field, px=sizes, kinds=[kind for kind in KINDS if asked[kind]] or KINDS

@@ -12,8 +12,10 @@ from numpy.typing import NDArray
 
 from anlage.errors import ResolutionError, SlideError
 from anlage.geometry import level0_px
-from anlage.slides.levels import read_tile
+from anlage.slides.colour import Colour
+from anlage.slides.levels import TileWindow
 from anlage.slides.reader import SlideReader, open_slide
+from anlage.slides.regions import read_tiles
 
 LOGGER = logging.getLogger(__name__)
 LARGEST_PICTURE_PX = 8192
@@ -56,6 +58,7 @@ def read_field(
     encoder_mpp: float,
     at: tuple[int, int] | None = None,
     mpp: float | None = None,
+    colour: Colour = "stored",
 ) -> Field:
     """Read the square that is explained.
 
@@ -67,6 +70,7 @@ def read_field(
         at: (x, y) of the field's corner in the slide, level-0 pixels.
         mpp: Of a slide, what the field is read at, the encoder's if None. Of a picture, what its
             pixels are; what its file says if None, else taken for the encoder's.
+        colour: The encoder's: ``srgb`` brings a slide's pixels there by its own profile.
 
     Returns:
         The field.
@@ -78,13 +82,14 @@ def read_field(
     """
     if at is not None:
         with open_slide(image) as slide:
-            return _of_slide(slide, at, size_px=size_px, mpp=mpp or encoder_mpp)
+            window = TileWindow(*at, size_px, mpp or encoder_mpp)
+            return _of_slide(slide, window, colour=colour)
     with open_slide(image, mpp=mpp) as picture:
         return _of_picture(picture, encoder_mpp)
 
 
-def _of_slide(slide: SlideReader, at: tuple[int, int], *, size_px: int, mpp: float) -> Field:
-    x, y = at
+def _of_slide(slide: SlideReader, window: TileWindow, *, colour: Colour) -> Field:
+    x, y, size_px, mpp = window.x, window.y, window.size_px, window.mpp
     width, height = slide.size.width, slide.size.height
     if not (0 <= x < width and 0 <= y < height):
         msg = f"has {width} x {height} px; the place {x},{y} is outside. Name one inside it."
@@ -92,7 +97,9 @@ def _of_slide(slide: SlideReader, at: tuple[int, int], *, size_px: int, mpp: flo
     edge = level0_px(size_px, mpp=mpp, slide_mpp=slide.mpp)
     if x + edge > width or y + edge > height:
         LOGGER.warning("%s: the field goes beyond the slide, where it is white", slide.path)
-    pixels = read_tile(slide, x, y, size_px=size_px, mpp=mpp)
+    (pixels,) = read_tiles(slide, [window], colour=colour)
+    if isinstance(pixels, SlideError):
+        raise pixels
     name = f"{Path(slide.path).name} at {x},{y}"
     return Field(name=name, pixels=pixels, mpp=mpp, is_stated=True)
 
