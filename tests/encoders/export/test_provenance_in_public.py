@@ -12,6 +12,7 @@ def test_lists_of_names_become_counts() -> None:
         "init": {"source": "/home/somebody/run/encoder", "made_by": made_by},
         "n_slides": 2,
         "recipe": "uni",
+        "config": {"init": {"run": "/home/somebody/run"}, "notes": ["/data/case 7/a.csv", "b"]},
     }
     assert without_names(provenance) == {
         "n_slides": 2,
@@ -19,6 +20,7 @@ def test_lists_of_names_become_counts() -> None:
         "watched": {"n_cases": 2, "source": "tiles.csv"},
         "init": {"source": "encoder", "made_by": {"n_patients": 1, "step": 7}},
         "recipe": "uni",
+        "config": {"init": {"run": "run"}, "notes": ["a.csv", "b"]},
     }
     assert provenance["patients"] == ["x"]
 

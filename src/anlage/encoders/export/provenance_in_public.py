@@ -19,16 +19,22 @@ def without_names(provenance: Mapping[str, Any]) -> dict[str, Any]:
         provenance: Of an encoder.
 
     Returns:
-        A copy; a ``source`` that is a whole path is cut to its last part.
+        A copy; whole paths are cut to their last part, since folders tell names as well.
     """
     public: dict[str, Any] = {}
     for key, value in provenance.items():
         if key in NAMES and isinstance(value, Mapping | list | tuple):
             public[f"n_{key}"] = len(value)
-        elif isinstance(value, Mapping):
-            public[key] = without_names(value)
-        elif key == "source" and isinstance(value, str):
-            public[key] = Path(value).name if Path(value).is_absolute() else value
         else:
-            public[key] = value
+            public[key] = _in_public(value)
     return public
+
+
+def _in_public(value: Any) -> Any:  # noqa: ANN401 - whatever a provenance holds
+    if isinstance(value, Mapping):
+        return without_names(value)
+    if isinstance(value, list | tuple):
+        return [_in_public(each) for each in value]
+    if isinstance(value, str) and Path(value).is_absolute():
+        return Path(value).name
+    return value
