@@ -107,6 +107,13 @@ def test_a_processor_that_says_no_size_is_refused(tmp_path):
         open_encoder(f"hf:{tmp_path}@0.5")
 
 
+@pytest.mark.parametrize("looks", [{"do_normalize": False}, {"rescale_factor": 1 / 127.5}])
+def test_a_processor_that_normalises_otherwise_is_refused(looks, tmp_path):
+    saved(tmp_path, "ViT", **looks)
+    with pytest.raises(EncoderError, match="does not take mean and deviation"):
+        open_encoder(f"hf:{tmp_path}@0.5")
+
+
 CODE = """
 from pathlib import Path
 from transformers import PretrainedConfig, PreTrainedModel

@@ -200,6 +200,11 @@ def _asked(ask: Callable[[], Any], source: str) -> Any:  # noqa: ANN401 - whatev
 
 def _size_px(looks: Mapping[str, Any], source: str) -> int:
     """Edge of the image that the processor makes: its crop, or its size where it crops nothing."""
+    scale = looks.get("rescale_factor", 1 / 255)
+    is_usual = looks.get("do_normalize", True) and looks.get("do_rescale", True)
+    if not is_usual or abs(scale * 255 - 1) > 1e-3:
+        msg = "its processor does not take mean and deviation of pixels in [0, 1]. "
+        raise EncoderError(source, msg + "Write a function that normalises: file.py:function.")
     crops = looks.get("do_center_crop", "crop_size" in looks)
     size = looks.get("crop_size" if crops else "size")
     if isinstance(size, dict):
