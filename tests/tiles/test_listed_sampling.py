@@ -158,6 +158,12 @@ def test_lists_that_do_not_fit_are_refused(slides: Catalogue, changes, settings,
         a_sampler(slides, tiles, **settings)
 
 
+def test_a_resolution_without_weight_is_refused(slides: Catalogue) -> None:
+    tiles = replace(a_list(np.array([1.0] * 8 + [0.0])), mpp_N=np.array([1.0] * 8 + [2.0]))
+    with pytest.raises(CatalogueError, match="no weight to any tile at 2 mpp"):
+        a_sampler(slides, tiles, magnifications={1.0: 0.5, 2.0: 0.5}, size_px=16)
+
+
 def test_a_list_of_the_test_split_is_refused_where_training_slides_are_drawn(
     slides: Catalogue,
 ) -> None:

@@ -273,7 +273,11 @@ def _with_shares(tiles: TileList, magnifications: Mapping[float, float], *, path
     weight_N = tiles.weight_N.copy()
     for mpp, key in zip(found, wanted, strict=True):
         is_its = tiles.mpp_N == mpp
-        weight_N[is_its] *= magnifications[key] / max(weight_N[is_its].sum(), 1e-300)
+        weight = weight_N[is_its].sum()
+        if weight == 0 and magnifications[key] > 0:
+            msg = f"gives no weight to any tile at {mpp:g} mpp, which the recipe draws. "
+            raise CatalogueError(path, msg + "Leave it out of tiles.magnifications.")
+        weight_N[is_its] *= magnifications[key] / max(weight, 1e-300)
     return TileList(
         slide_ids=tiles.slide_ids,
         slide_N=tiles.slide_N,
