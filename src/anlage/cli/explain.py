@@ -57,17 +57,12 @@ def explain(
     from anlage.report.explain_page import write_explain_page
 
     log_to(None)
-    place = _place(at)
-    sizes = _sizes(px)
+    place, sizes = _place(at), _sizes(px)
     opened = open_encoder(encoder, device=device, precision="fp32")
     asked = {"attention": attention, "rollout": rollout, "pca": pca}
+    use = opened.config
     field = read_field(
-        image,
-        size_px=max(sizes),
-        encoder_mpp=opened.config.mpp,
-        at=place,
-        mpp=mpp,
-        colour=opened.config.colour,
+        image, size_px=max(sizes), encoder_mpp=use.mpp, at=place, mpp=mpp, colour=use.colour
     )
     try:
         explanation = explain_field(
