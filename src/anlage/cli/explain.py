@@ -70,9 +70,8 @@ def explain(
         )
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error
-    written = write_pictures(explanation, output)
+    print(f"{len(write_pictures(explanation, output))} pictures: {output}")
     page = write_explain_page(explanation, output / "explain.html", encoder=encoder)
-    print(f"{len(written)} pictures: {output}")
     print(f"page: {page}")
 
 
