@@ -16,7 +16,7 @@ from anlage.bags.store import clear_half_written
 from anlage.embedding.bag_target import BagTarget
 from anlage.embedding.claims import Claims, claims_on
 from anlage.embedding.embed_pass import EmbedPass
-from anlage.embedding.embed_record import record_of, write_embed_record
+from anlage.embedding.embed_record import Embedded, record_of, write_embed_record
 from anlage.embedding.settings import EmbedSettings, departures
 from anlage.embedding.shard import Shard, shard_of
 from anlage.embedding.slide_plan import Grid, grid_of, plan_slides
@@ -282,10 +282,12 @@ def _one_pass(
         skipped = sorted([*target.plan.skipped, *target.plan.empty])
         record = record_of(target, whole, settings, skipped=skipped) | took
         write_embed_record(target, record, whole=whole, part=part)
-    return {target.name: _result(target, run, seconds=seconds) for target in targets}
+    times = {"wait_s": run.wait_s, "forward_s": run.forward_s, "seconds": seconds}
+    return {target.name: result_of(target, **times) for target in targets}
 
 
-def _result(target: BagTarget, run: EmbedPass, *, seconds: float) -> EmbedResult:
+def result_of(target: Embedded, *, wait_s: float, forward_s: float, seconds: float) -> EmbedResult:
+    """What became of the slides of one target, here or on other machines."""
     return EmbedResult(
         output=target.output,
         done=target.done,
@@ -294,9 +296,9 @@ def _result(target: BagTarget, run: EmbedPass, *, seconds: float) -> EmbedResult
         elsewhere=target.elsewhere,
         refused=target.refused,
         n_tiles=target.n_tiles,
-        wait_s=round(run.wait_s, 2),
-        forward_s=round(run.forward_s, 2),
-        seconds=seconds,
+        wait_s=round(wait_s, 2),
+        forward_s=round(forward_s, 2),
+        seconds=round(seconds, 2),
     )
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from anlage.embedding.claims import Claims, claims_on
 from anlage.embedding.embed_record import record_of, write_embed_record
-from anlage.embedding.embed_tiles import EmbedResult, OpenEncoder, clear_stale_parts
+from anlage.embedding.embed_tiles import EmbedResult, OpenEncoder, clear_stale_parts, result_of
 from anlage.embedding.encoder_facts import EncoderFacts, token_shape
 from anlage.embedding.ray_worker import GroupReport, RemoteWork
 from anlage.embedding.ray_workers import Outcome, RayOptions, RayWorkers, connected
@@ -75,6 +75,11 @@ class RayTarget:
     wait_s: float = 0.0
     forward_s: float = 0.0
     devices: str = ""
+
+    @property
+    def times(self) -> dict[str, float]:
+        """Seconds of waiting and of forward passes, over all workers."""
+        return {"wait_s": self.wait_s, "forward_s": self.forward_s}
 
     @property
     def token_shape(self) -> tuple[int, int]:
@@ -181,7 +186,7 @@ def embed_on_ray(
             )
             _embed(part, target, workers)
             target.devices = ",".join(sorted(workers.devices))
-        result = _result(target, seconds=time.monotonic() - began)
+        result = result_of(target, **target.times, seconds=time.monotonic() - began)
         skipped = sorted([*plan.skipped, *plan.empty])
         record = record_of(target, whole, settings, skipped=skipped) | {
             "started": started.isoformat(timespec="seconds"),
@@ -228,21 +233,6 @@ def _show(progress: Meter, n_settled: int, target: RayTarget, began: float) -> N
     rate = target.n_tiles / max(time.monotonic() - began, 1e-9)
     refused = f", {len(target.refused)} refused" if target.refused else ""
     progress.advance(n_settled, f"{rate:.0f} tiles/s{refused}")
-
-
-def _result(target: RayTarget, *, seconds: float) -> EmbedResult:
-    return EmbedResult(
-        output=target.output,
-        done=target.done,
-        skipped=target.plan.skipped,
-        empty=[*target.plan.empty, *target.empty],
-        elsewhere=target.elsewhere,
-        refused=target.refused,
-        n_tiles=target.n_tiles,
-        wait_s=round(target.wait_s, 2),
-        forward_s=round(target.forward_s, 2),
-        seconds=round(seconds, 2),
-    )
 
 
 @contextmanager
