@@ -21,6 +21,7 @@ from anlage.progress import meter
 Rows = NDArray[np.floating[Any]]
 Flags = NDArray[np.bool_]
 BLOCK_ROWS = 16_384  # of queries, whose neighbours are thinned out before the next
+ROUNDING = 1e-6  # of a cosine in float32: that of a row with its copy may be 0.9999999
 
 
 def is_near_duplicate(
@@ -83,7 +84,7 @@ def _pairs(
     for first in range(0, len(unit_ND), BLOCK_ROWS):
         block = slice(first, first + BLOCK_ROWS)
         found, cosine = search_units(unit_ND[block], unit_ND, k=k, codes=(code_N[block], code_N))
-        row, nth = np.nonzero(cosine >= threshold)
+        row, nth = np.nonzero(cosine >= threshold - ROUNDING)
         one.append(row + first)
         other.append(found[row, nth])
     return np.concatenate(one), np.concatenate(other)
@@ -118,7 +119,7 @@ def is_like_any(feature_ND: Rows, other_HD: Rows, *, threshold: float) -> Flags:
     """
     _refuse_threshold("is_like_any", threshold)
     _, cosine_NK = nearest_rows(feature_ND, other_HD, k=1, title="held-out tiles")
-    return np.asarray(cosine_NK[:, 0] >= threshold)
+    return np.asarray(cosine_NK[:, 0] >= threshold - ROUNDING)
 
 
 def nearest_rows(
