@@ -343,6 +343,13 @@ def test_a_catalogue_beside_the_bags_is_left_alone(tmp_path):
     assert (result.done, result.refused) == (["a"], [])
 
 
+def test_two_files_of_a_slide_are_refused(tmp_path):
+    write_bag(tmp_path / "a.h5", make_bag("a"))
+    convert_bags(tmp_path, tmp_path, to="parquet", given=Given())
+    with pytest.raises(BagError, match=r"two files of slide 'a': a\.h5 and a\.parquet\. Move"):
+        convert_bags(tmp_path, tmp_path / "out", to="zarr", given=Given())
+
+
 def test_nothing_to_convert(tmp_path):
     with pytest.raises(BagError, match="no such file or folder"):
         convert_bags(tmp_path / "none", tmp_path, to="hdf5", given=Given())

@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -118,7 +119,7 @@ def source_files(source: str | Path) -> list[SourceFile]:
     """The files to convert, sorted by name: of a folder, or the one that ``source`` is.
 
     Raises:
-        BagError: If there are none.
+        BagError: If there are none, or two of one slide.
     """
     if is_remote(str(source)):
         return [SourceFile(place, slide_id) for slide_id, place in list_bags(source).items()]
@@ -130,10 +131,14 @@ def source_files(source: str | Path) -> list[SourceFile]:
     for name in ("h5_files", "pt_files"):  # CLAM's; the first has coordinates
         if (source / name).is_dir() and any((source / name).iterdir()):
             return source_files(source / name)
-    found = sorted(path for path in source.iterdir() if _may_be_bag(path))
+    found = sorted(filter(_may_be_bag, source.iterdir()), key=lambda path: (path.stem, path.name))
     if not found:
         msg = f"holds no file that ends in {', '.join(SUFFIXES)}. Name the folder with the bags."
         raise BagError(source, msg)
+    for path, other in pairwise(found):
+        if path.stem == other.stem:
+            msg = f"holds two files of slide {path.stem!r}: {path.name} and {other.name}. "
+            raise BagError(source, f"{msg}Move one of them away.")
     return [SourceFile(str(path), path.stem) for path in found]
 
 
