@@ -48,6 +48,18 @@ def test_bags_without_tokens_are_made_anew_once_those_are_asked_for(
     assert embed_tiles(encoder_folder, catalogue, bags).done == []  # they do no harm
 
 
+def test_a_run_that_ends_by_an_error_leaves_no_parts(
+    catalogue, encoder_folder, tmp_path, monkeypatch
+):
+    def fails(_self, _rows, _tokens):
+        raise OSError(errno.EIO, "a fault of the disk")
+
+    monkeypatch.setattr(PatchTokenFile, "put", fails)
+    with pytest.raises(OSError, match="a fault of the disk"):
+        embed_tiles(encoder_folder, catalogue, tmp_path / "bags", patch_tokens=True)
+    assert not list((tmp_path / "bags").glob(".*.part"))
+
+
 def test_asking_for_tokens_does_not_write_over_bags_of_another_grid(
     catalogue, encoder_folder, tmp_path
 ):

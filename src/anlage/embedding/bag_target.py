@@ -159,6 +159,5 @@ class BagTarget:
         else:
             (self.done if n_tiles else self.empty).append(slide_id)
             self.n_tiles += n_tiles
-        if growing.tokens is not None:
-            growing.tokens.discard()
+        growing.discard()
         self.claims.give_back(slide_id)

@@ -54,6 +54,7 @@ class EmbedPass:
         self._forward_s = [0.0] * len(targets[0].replicas)
         self._lock = threading.RLock()  # of the targets' lists, the writes and the meter
         self._writes: deque[tuple[SlideJob, GrowingBag, Future[None]]] = deque()
+        self._unsettled: set[GrowingBag] = set()
         self._n_read = self._n_refused = 0
         self._began = time.monotonic()
 
@@ -71,13 +72,18 @@ class EmbedPass:
         """
         todo = self._todo()
         n_before = len(self.catalogue) - len(todo)
-        with (
-            meter("embed", total=len(self.catalogue), unit="slides", done=n_before) as self._meter,
-            ThreadPoolExecutor(1, thread_name_prefix="anlage-bags") as self._writer,
-        ):
-            self._embed(self._jobs(todo))
-            if any(target.elsewhere for target in self.targets):
-                self._embed(self._jobs_once_more())
+        try:
+            with (
+                meter("embed", total=len(self.catalogue), unit="slides", done=n_before) as shown,
+                ThreadPoolExecutor(1, thread_name_prefix="anlage-bags") as self._writer,
+            ):
+                self._meter = shown
+                self._embed(self._jobs(todo))
+                if any(target.elsewhere for target in self.targets):
+                    self._embed(self._jobs_once_more())
+        finally:
+            for bag in self._unsettled:  # of a run that ended by an error
+                bag.discard()
 
     def _embed(self, jobs: Iterator[SlideJob]) -> None:
         """Embed slides, and see all their bags written."""
@@ -131,6 +137,7 @@ class EmbedPass:
             return None
         corners = tiles_of(self.catalogue, row, self.targets[0].grid.spec)
         bags = [target.growing_bag(row, len(corners)) for target in wanting]
+        self._unsettled.update(bags)
         job = SlideJob(row, corners, bags, n_unsettled=len(bags))
         if len(corners) == 0:
             with self._lock:
@@ -208,6 +215,7 @@ class EmbedPass:
 
     def _end(self, job: SlideJob, bag: GrowingBag, reason: str | None) -> None:
         bag.is_settled = True
+        self._unsettled.discard(bag)
         job.n_unsettled -= 1
         self._n_refused += reason is not None
         bag.target.settle(job, bag, reason)

@@ -73,6 +73,11 @@ class GrowingBag:
             self.tokens.put(rows, tokens_KNE)
         self.n_embedded += len(rows)
 
+    def discard(self) -> None:
+        """Leave nothing beside the bags: what tokens came so far, unless they are finished."""
+        if self.tokens is not None:
+            self.tokens.discard()
+
 
 @dataclass(slots=True, eq=False)
 class SlideJob:
