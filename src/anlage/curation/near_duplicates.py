@@ -21,7 +21,7 @@ from anlage.progress import meter
 Rows = NDArray[np.floating[Any]]
 Flags = NDArray[np.bool_]
 BLOCK_ROWS = 16_384  # of queries, whose neighbours are thinned out before the next
-ROUNDING = 1e-6  # of a cosine in float32: that of a row with its copy may be 0.9999999
+ROUNDING = 1e-7  # of unit rows: the cosine of a row with its copy may be 0.99999998
 
 
 def is_near_duplicate(
