@@ -34,6 +34,8 @@ class Purpose(IntEnum):
     WINDOW = 4
     LANE = 5
     LIST = 6
+    BAG_ORDER = 7
+    BAG_TILES = 8
 
 
 def uniforms(n: int, *, seed: int, g: int, purpose: Purpose, item: int = 0) -> Floats:
