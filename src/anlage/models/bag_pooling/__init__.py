@@ -1,0 +1,1 @@
+"""Many tiles to one slide: poolings over packed bags of different lengths."""
