@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from anlage.objectives.slide_targets import need_finite, need_shape, need_whole_numbers
+from anlage.objectives.refusals import need_positive
+from anlage.objectives.slide_targets import need_finite, need_shapes, need_whole_numbers
 
 
 def binary_loss(logits_B1: Tensor, target_B: Tensor, *, positive_weight: float = 1.0) -> Tensor:
@@ -26,10 +27,12 @@ def binary_loss(logits_B1: Tensor, target_B: Tensor, *, positive_weight: float =
         (B,) float32, 0 or more.
 
     Raises:
-        ValueError: If a shape does not fit, a logit is not finite, or a target is not 0 or 1.
+        ValueError: If a shape does not fit, a logit is not finite, a target is not 0 or 1, or the
+            weight is not > 0.
     """
-    need_shape("binary_loss", logits_B1, target_B, n_outputs=1)
+    need_shapes("binary_loss", logits_B1, target_B, n_outputs=1)
     need_finite("binary_loss", "logits", logits_B1)
+    need_positive("binary_loss", "positive_weight", positive_weight)
     target = need_whole_numbers("binary_loss", target_B, n_classes=2).float()
     logit_B = logits_B1[:, 0].float()
     positive_B = -functional.logsigmoid(logit_B) * positive_weight
@@ -60,7 +63,7 @@ def class_loss(
         ValueError: If a shape does not fit, a logit is not finite, or a target is no class.
     """
     n_classes = logits_BC.shape[-1]
-    need_shape("class_loss", logits_BC, target_B, n_outputs=None)
+    need_shapes("class_loss", logits_BC, target_B)
     need_finite("class_loss", "logits", logits_BC)
     target = need_whole_numbers("class_loss", target_B, n_classes=n_classes).long()
     loss_B = functional.cross_entropy(logits_BC.float(), target, reduction="none")
@@ -96,7 +99,7 @@ def label_loss(
     Raises:
         ValueError: If a shape does not fit, a logit is not finite, or a target is not 0, 1 or NaN.
     """
-    need_shape("label_loss", logits_BC, target_BC, n_outputs=None)
+    need_shapes("label_loss", logits_BC, target_BC, each=True)
     need_finite("label_loss", "logits", logits_BC)
     is_known_BC = ~target_BC.isnan()
     known_BC = need_whole_numbers(

@@ -8,24 +8,27 @@ import torch
 from torch import Tensor
 
 
-def need_shape(who: str, logits_BC: Tensor, target: Tensor, *, n_outputs: int | None) -> None:
-    """Refuse logits that are not (B, C), or targets that are neither (B,) nor (B, C).
+def need_shapes(
+    who: str, logits_BC: Tensor, target: Tensor, *, n_outputs: int | None = None, each: bool = False
+) -> None:
+    """Refuse logits that are not (B, C), or targets that are not one a bag (or one an output).
 
     Args:
         who: Function that asks.
         logits_BC: The logits.
         target: The targets.
         n_outputs: C that is needed; None for any of 1 or more.
+        each: Whether each output has a target of its own, (B, C), in place of (B,).
 
     Raises:
         ValueError: If a shape does not fit.
     """
     shape = tuple(logits_BC.shape)
     fits = len(shape) == 2 and min(shape) >= 1 and n_outputs in {None, shape[-1]}
-    if not fits or tuple(target.shape) not in {shape, shape[:1]}:
+    if not fits or tuple(target.shape) != (shape if each else shape[:1]):
         msg = (
-            f"{who}: needs logits of shape (bags, {n_outputs or 'outputs'}) and a target for each "
-            f"bag; got shapes {shape} and {tuple(target.shape)}. "
+            f"{who}: needs logits of shape (bags, {n_outputs or 'outputs'}) and targets of shape "
+            f"{'(bags, outputs)' if each else '(bags,)'}; got {shape} and {tuple(target.shape)}. "
             "Make the head and the targets for the same task."
         )
         raise ValueError(msg)
@@ -62,9 +65,10 @@ def need_whole_numbers(who: str, target: Tensor, *, n_classes: int) -> Tensor:
     Raises:
         ValueError: If one is not.
     """
-    is_class = (target >= 0) & (target < n_classes) & (target == target.floor())
+    value = target.float()
+    is_class = (value >= 0) & (value < n_classes) & (value == value.floor())
     if not bool(is_class.all()):
-        wrong = target[~is_class].flatten()[:4].tolist()
+        wrong = value[~is_class][:4].tolist()
         msg = (
             f"{who}: needs targets that are whole numbers, 0 to {n_classes - 1}; got {wrong}. "
             "Number the classes from 0, and leave out bags without a label."
