@@ -16,9 +16,10 @@ from PIL import Image, ImageDraw, ImageFont
 
 from anlage.explain.explanation import Explanation, Look
 from anlage.files import replace_whole
+from anlage.geometry import Size
 
 TOP_PERCENTILE = 99.5  # of a map, shown brightest: a few sinks do not darken the rest
-CELL_PX, GAP_PX, CAPTION_PX = 320, 8, 24
+CELL_PX, GAP_PX, CAPTION_PX, LINE_PX = 320, 8, 24, 17
 COLUMNS = 4
 PAPER, INK = (255, 255, 255), (30, 28, 36)
 
@@ -76,19 +77,29 @@ def enlarged(picture: NDArray[np.uint8], px: int) -> NDArray[np.uint8]:
     return np.asarray(cv2.resize(picture, (px, px), interpolation=cv2.INTER_NEAREST), np.uint8)
 
 
-def sheet(pictures: Sequence[NDArray[np.uint8]], names: Sequence[str]) -> NDArray[np.uint8]:
-    """Square pictures in rows of four, each with its name above it.
+def sheet(
+    pictures: Sequence[NDArray[np.uint8]],
+    names: Sequence[str],
+    *,
+    cell_px: int = CELL_PX,
+    n_columns: int = COLUMNS,
+) -> NDArray[np.uint8]:
+    """Pictures in rows, each enlarged or reduced to its cell, with its name above it.
 
     Args:
-        pictures: (n, n, 3) uint8 each.
-        names: As many.
+        pictures: (height, width, 3) uint8 each.
+        names: As many; each may have several lines.
+        cell_px: Edge of a cell; the longer side of a picture.
+        n_columns: Most pictures in a row.
 
     Returns:
         (height, width, 3) uint8.
     """
-    n_columns = min(COLUMNS, len(pictures))
+    n_columns = max(min(n_columns, len(pictures)), 1)
     n_rows = -(-len(pictures) // n_columns)
-    step_x, step_y = CELL_PX + GAP_PX, CELL_PX + CAPTION_PX + GAP_PX
+    caption_px = CAPTION_PX + LINE_PX * max((name.count("\n") for name in names), default=0)
+    tallest = max((_fitted(picture, cell_px).height for picture in pictures), default=0)
+    step_x, step_y = cell_px + GAP_PX, tallest + caption_px + GAP_PX
     page = Image.new("RGB", (n_columns * step_x + GAP_PX, n_rows * step_y + GAP_PX), PAPER)
     draw = ImageDraw.Draw(page)
     font = ImageFont.load_default(size=14)
@@ -96,8 +107,23 @@ def sheet(pictures: Sequence[NDArray[np.uint8]], names: Sequence[str]) -> NDArra
         row, column = divmod(number, n_columns)
         x, y = GAP_PX + column * step_x, GAP_PX + row * step_y
         draw.text((x, y + 2), name, fill=INK, font=font)
-        page.paste(Image.fromarray(enlarged(picture, CELL_PX)), (x, y + CAPTION_PX))
+        size = _fitted(picture, cell_px)
+        page.paste(Image.fromarray(_resized(picture, size)), (x, y + caption_px))
     return np.asarray(page, np.uint8)
+
+
+def _fitted(picture: NDArray[np.uint8], cell_px: int) -> Size:
+    """The picture's size when its longer side is the cell's."""
+    height, width = picture.shape[:2]
+    scale = cell_px / max(height, width)
+    return Size(max(round(width * scale), 1), max(round(height * scale), 1))
+
+
+def _resized(picture: NDArray[np.uint8], size: Size) -> NDArray[np.uint8]:
+    """Enlarged with its pixels kept as squares, or reduced by area."""
+    is_reduced = size.width < picture.shape[1]
+    how = cv2.INTER_AREA if is_reduced else cv2.INTER_NEAREST
+    return np.asarray(cv2.resize(picture, size, interpolation=how), np.uint8)
 
 
 def _save(path: Path, picture: NDArray[np.uint8]) -> Path:

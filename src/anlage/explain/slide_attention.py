@@ -1,0 +1,103 @@
+"""Attention over the tiles of one slide: of a slide encoder's slide token, and of a pooling.
+
+Shape suffixes: L tiles of the slide, D width of their embeddings, R rows (the slide token and the
+tiles, R = L + 1), H heads, A attention branches of a pooling.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from anlage.explain.slide_scores import TileScore
+from anlage.models.dilated_attention import attention_of_token
+from anlage.models.layers.long_net_block import LongNetBlock
+from anlage.models.slide_encoder import SlideEncoder
+
+
+def slide_token_attention(
+    network: SlideEncoder, features_LD: Tensor, cell_L2: Tensor, *, layer: int
+) -> Tensor:
+    """How the slide token spreads its attention in one block, by head, branches merged.
+
+    The token is the first of its sequence, so in each branch it is in the first segment and sees
+    no other; and in a branch of dilation r only the heads that begin at the first token of a
+    segment hold it. The tiles that a head does not see have weight 0, by the architecture and not
+    by what is on them.
+
+    Args:
+        network: In evaluation mode; blocks up to ``layer`` run, in its dtype.
+        features_LD: (L, D) tile embeddings of one bag, on its device.
+        cell_L2: (L, 2) int64 cells (x, y).
+        layer: Block, from 1, whose attention is asked for.
+
+    Returns:
+        (H, R) float32, the slide token's weight on itself first. A row sums to 1, with
+        ``pad="zero"`` to at most 1: zeros that fill a segment take the rest.
+
+    Raises:
+        ValueError: If there is no such block, or shapes do not fit each other.
+
+    Source: Ding et al. 2023, LongNet, arXiv:2307.02486, equations 9 and 10, of one query.
+    """
+    if not 1 <= layer <= network.depth:
+        msg = f"explain-slide: needs a layer from 1 to {network.depth}; got {layer}. Name another."
+        raise ValueError(msg)
+    n_tiles = len(features_LD)
+    with torch.inference_mode():
+        states = network.states(features_LD, cell_L2, [n_tiles])
+        given_RD = next(state for index, state in enumerate(states) if index == layer - 1)
+        block = network.blocks[layer - 1]
+        assert isinstance(block, LongNetBlock)
+        qkv_RF = block.attn.qkv(block.norm1(given_RD))
+        query_RHE, key_RHE, _ = qkv_RF.view(n_tiles + 1, 3, network.n_heads, -1).unbind(1)
+        plan = network.plan([n_tiles], device=features_LD.device)
+        return attention_of_token(query_RHE, key_RHE, plan, token=0).float().clone()
+
+
+def slide_token_scores(share_HR: Tensor, *, layer: int) -> Iterator[TileScore]:
+    """The mean over the heads, then each head: their weights on the tiles.
+
+    Args:
+        share_HR: As ``slide_token_attention`` gives it.
+        layer: Of which block.
+    """
+    weight_HL = share_HR[:, 1:].cpu().numpy()
+    of = f"slide token's attention, layer {layer}"
+    yield TileScore(
+        name=f"layer_{layer:02d}_mean", title=f"{of}, mean of heads", weight_L=weight_HL.mean(0)
+    )
+    for head, weight_L in enumerate(weight_HL):
+        yield TileScore(
+            name=f"layer_{layer:02d}_head_{head:02d}",
+            title=f"{of}, head {head}",
+            weight_L=weight_L,
+            is_of_head=True,
+        )
+
+
+def pooling_scores(attention_LA: Tensor, *, classes: Sequence[str] = ()) -> Iterator[TileScore]:
+    """One score for each branch of a pooling's attention.
+
+    Args:
+        attention_LA: (L, A) weights, each branch summing to 1 over the tiles.
+        classes: Names of the outputs; branches are called by them where there are as many.
+    """
+    weight_LA: NDArray[np.float32] = attention_LA.detach().float().cpu().numpy()
+    n_branches = weight_LA.shape[1]
+    for branch in range(n_branches):
+        name, title = "attention", "pooling's attention"
+        if n_branches > 1:
+            of = classes[branch] if len(classes) == n_branches else str(branch)
+            name, title = f"attention_{as_name(of)}", f"pooling's attention for {of}"
+        yield TileScore(name=name, title=title, weight_L=weight_LA[:, branch].copy())
+
+
+def as_name(text: str) -> str:
+    """Text as part of a column's or file's name: letters, digits and underscores."""
+    return re.sub(r"[^A-Za-z0-9]+", "_", text).strip("_").lower() or "unnamed"
