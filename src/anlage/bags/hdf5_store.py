@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -101,7 +102,7 @@ def read_hdf5(path: Path) -> tuple[BagHeader, NDArray[np.float16]]:
         BagError: If the file is missing, cut short, or of another format.
     """
     with _opened(path) as file:
-        return _header(path, file), file["features"][()]
+        return _header(path, file), _features(file)
 
 
 def read_hdf5_header(path: Path) -> BagHeader:
@@ -128,6 +129,28 @@ def _opened(path: Path) -> Iterator[h5py.File]:
         reason = str(error).strip("'\"")
         msg = f"not a whole HDF5 file ({reason}). Delete it and embed the slide again."
         raise BagError(path, msg) from error
+
+
+def _features(file: h5py.File) -> NDArray[np.float16]:
+    """All features: by their place in the file, since HDF5 lets one thread read at a time.
+
+    Raises:
+        OSError: If the file became shorter.
+    """
+    data = file["features"]
+    place = data.id.get_offset()
+    if place is None:  # empty, or in chunks as another program may write them
+        return np.asarray(data[()])
+    values = np.empty(data.shape, data.dtype)
+    descriptor = file.id.get_vfd_handle()
+    left = values.data.cast("B")
+    while left:
+        n_read = os.preadv(descriptor, [left], place)
+        if not n_read:
+            msg = f"cut short while it was read: {len(left)} bytes of the features are gone"
+            raise OSError(msg)
+        left, place = left[n_read:], place + n_read
+    return values
 
 
 def _header(path: Path, file: h5py.File) -> BagHeader:
