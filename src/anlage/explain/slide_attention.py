@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from typing import Any, Self
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from anlage.explain.slide_scores import TileScore
 from anlage.models.dilated_attention import attention_of_token
@@ -20,10 +21,38 @@ from anlage.models.layers.long_net_block import LongNetBlock
 from anlage.models.slide_encoder import SlideEncoder
 
 
-def slide_token_attention(
-    network: SlideEncoder, features_LD: Tensor, cell_L2: Tensor, *, layer: int
-) -> Tensor:
-    """How the slide token spreads its attention in one block, by head, branches merged.
+class NotedBlock:
+    """A block of a slide encoder that keeps what it is given while a bag passes: a context.
+
+    Args:
+        network: In evaluation mode.
+        layer: Which block, from 1.
+
+    Raises:
+        ValueError: If there is no such block.
+    """
+
+    def __init__(self, network: SlideEncoder, layer: int) -> None:
+        if not 1 <= layer <= network.depth:
+            msg = f"explain-slide: needs a layer from 1 to {network.depth}; got {layer}."
+            raise ValueError(msg)
+        block = network.blocks[layer - 1]
+        assert isinstance(block, LongNetBlock)
+        self.block, self.layer = block, layer
+
+    def __enter__(self) -> Self:
+        self._hook = self.block.register_forward_pre_hook(self._note)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._hook.remove()
+
+    def _note(self, _: nn.Module, given: tuple[Any, ...]) -> None:
+        self.given_RD, self.plan = given[0].detach(), given[1]
+
+
+def slide_token_attention(noted: NotedBlock) -> Tensor:
+    """How the slide token spread its attention in one block, by head, branches merged.
 
     The token is the first of its sequence, so in each branch it is in the first segment and sees
     no other; and in a branch of dilation r only the heads that begin at the first token of a
@@ -31,33 +60,20 @@ def slide_token_attention(
     by what is on them.
 
     Args:
-        network: In evaluation mode; blocks up to ``layer`` run, in its dtype.
-        features_LD: (L, D) tile embeddings of one bag, on its device.
-        cell_L2: (L, 2) int64 cells (x, y).
-        layer: Block, from 1, whose attention is asked for.
+        noted: A block through which one bag has passed.
 
     Returns:
-        (H, R) float32, the slide token's weight on itself first. A row sums to 1, with
-        ``pad="zero"`` to at most 1: zeros that fill a segment take the rest.
-
-    Raises:
-        ValueError: If there is no such block, or shapes do not fit each other.
+        (H, R) float32, the slide token's weight on itself first. A row sums to 1, with zeros that
+        fill segments too: the first segment is full, and heads that hold its first token lack none.
 
     Source: Ding et al. 2023, LongNet, arXiv:2307.02486, equations 9 and 10, of one query.
     """
-    if not 1 <= layer <= network.depth:
-        msg = f"explain-slide: needs a layer from 1 to {network.depth}; got {layer}. Name another."
-        raise ValueError(msg)
-    n_tiles = len(features_LD)
+    attention = noted.block.attn
     with torch.inference_mode():
-        states = network.states(features_LD, cell_L2, [n_tiles])
-        given_RD = next(state for index, state in enumerate(states) if index == layer - 1)
-        block = network.blocks[layer - 1]
-        assert isinstance(block, LongNetBlock)
-        qkv_RF = block.attn.qkv(block.norm1(given_RD))
-        query_RHE, key_RHE, _ = qkv_RF.view(n_tiles + 1, 3, network.n_heads, -1).unbind(1)
-        plan = network.plan([n_tiles], device=features_LD.device)
-        return attention_of_token(query_RHE, key_RHE, plan, token=0).float().clone()
+        qkv_RF = attention.qkv(noted.block.norm1(noted.given_RD))
+        query_RHE, key_RHE, _ = qkv_RF.unflatten(1, (3, attention.n_heads, -1)).unbind(1)
+        share_HR = attention_of_token(query_RHE, key_RHE, noted.plan, token=0).float()
+    return share_HR.clone()  # an ordinary tensor
 
 
 def slide_token_scores(share_HR: Tensor, *, layer: int) -> Iterator[TileScore]:
