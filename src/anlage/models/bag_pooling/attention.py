@@ -11,7 +11,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from anlage.models.bag_pooling.segments import PooledBags, bag_softmax, bag_sums, refuse_bags
+from anlage.models.bag_pooling.segments import (
+    BagPooling,
+    PooledBags,
+    bag_softmax,
+    bag_sums,
+    refuse_bags,
+)
+from anlage.models.bag_pooling.settings import refuse_dropout, refuse_sizes
 
 
 class AttentionScore(nn.Module):
@@ -53,7 +60,7 @@ class AttentionScore(nn.Module):
         return score_TA
 
 
-class AttentionPooling(nn.Module):
+class AttentionPooling(BagPooling):
     """ABMIL: features through one layer, then their attention-weighted mean.
 
     The defaults are the published UNI's: a layer of 512 after an input dropout of 0.10, an
@@ -130,26 +137,3 @@ def tile_layer(
     if activation:
         layers.append(nn.ReLU())
     return nn.Sequential(*layers, nn.Dropout(dropout))
-
-
-def refuse_sizes(who: str, **sizes: int) -> None:
-    """Refuse a size below 1.
-
-    Raises:
-        ValueError: Naming the sizes.
-    """
-    if min(sizes.values()) < 1:
-        given = ", ".join(f"{name}={size}" for name, size in sizes.items())
-        msg = f"{who}: needs sizes of 1 or more; got {given}. Give whole positive numbers."
-        raise ValueError(msg)
-
-
-def refuse_dropout(who: str, *dropouts: float) -> None:
-    """Refuse a share that is not in [0, 1).
-
-    Raises:
-        ValueError: Naming the shares.
-    """
-    if not all(0 <= dropout < 1 for dropout in dropouts):
-        msg = f"{who}: needs dropouts in [0, 1); got {dropouts}. 0 switches it off."
-        raise ValueError(msg)

@@ -6,12 +6,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from anlage.models.bag_pooling.segments import PooledBags, bag_means, refuse_bags
+from anlage.models.bag_pooling.segments import BagPooling, PooledBags, bag_means, refuse_bags
 
 
-class MeanPooling(nn.Module):
+class MeanPooling(BagPooling):
     """Every tile counts alike.
 
     Args:

@@ -5,11 +5,12 @@ Shape suffixes: T tiles of all bags, B bags, L tiles of one bag, D width, A atte
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 class PooledBags(NamedTuple):
@@ -43,16 +44,22 @@ class InstanceLogits(NamedTuple):
     is_tile_BK: Tensor
 
 
-class BagPooling(Protocol):
-    """What every pooling is: a module with a width and this pass."""
+class BagPooling(nn.Module, ABC):
+    """What every pooling is: a module that says its width, and the pass from tiles to bags.
+
+    Attributes:
+        out_width: Width W of what it gives.
+        is_branched: Whether it gives one vector a branch, (B, A, W).
+    """
 
     out_width: int
+    is_branched: bool = False
 
-    def __call__(
+    @abstractmethod
+    def forward(
         self, features_TD: Tensor, lengths: Sequence[int], *, cell_T2: Tensor | None = None
     ) -> PooledBags:
         """Tiles (T, D) of bags of these lengths to one vector a bag."""
-        ...
 
 
 def refuse_bags(who: str, features_TD: Tensor, lengths: Sequence[int], *, width: int) -> None:
