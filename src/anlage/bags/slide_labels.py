@@ -1,30 +1,34 @@
-"""Labels of slides from a table or a catalogue: whose they are, where from, what is known.
+"""Labels of slides: whose they are, where they come from, and what is known of them.
 
 Shape suffixes: N slides.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.csv as pa_csv
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from anlage.bags.label_table import LabelTable, Text, read_label_table
+from anlage.bags.tcga_ids import tcga_patient, tcga_site
 from anlage.errors import CatalogueError
 from anlage.provenance import sha256_of_json
 
+LOGGER = logging.getLogger(__name__)
+SLIDE, SITE = "slide_id", "site"
 PATIENT_COLUMNS = ("patient_id", "case_id", "case", "patient")
-MISSING = frozenset({"", "nan", "na", "n/a", "null", "<na>"})
-Text = str | None
+TRUTH = {"true": "1", "false": "0"}
+
+Ids = Literal["tcga"]
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, eq=False)
 class SlideLabels:
     """What is known of slides, one row a slide.
 
@@ -33,14 +37,14 @@ class SlideLabels:
         slide_ids: The slides, N of them, in the order of the table.
         patient_of: Whose each slide is; the slide itself where nobody said.
         site_of: Where each slide is from; without those of which nobody said it.
-        values: Columns as text, None where a value is missing.
+        table: The columns.
     """
 
     path: Path
     slide_ids: tuple[str, ...]
     patient_of: Mapping[str, str]
     site_of: Mapping[str, str]
-    values: Mapping[str, tuple[Text, ...]] = field(repr=False)
+    table: LabelTable = field(repr=False)
 
     @classmethod
     def open(
@@ -48,38 +52,39 @@ class SlideLabels:
         path: str | Path,
         *,
         slides: str | Path | None = None,
+        slide_ids: Sequence[str] = (),
+        ids: Ids | None = None,
         patient: str | None = None,
         site: str | None = None,
     ) -> SlideLabels:
         """Read labels.
 
+        A table of slides has a column ``slide_id``; one of patients has only patient_id, case_id,
+        case or patient, and its labels hold for all slides of a patient.
+
         Args:
-            path: CSV, TSV, Parquet or a catalogue, with a column slide_id; or with one of
-                patients, whose slides ``slides`` names.
-            slides: Catalogue or table of slide_id and patient_id, where ``path`` is of patients.
-            patient: Column of patients, if it is not patient_id, case_id, case or patient.
+            path: CSV, TSV, Parquet or catalogue.
+            slides: Catalogue or table of slide_id and patient, for a table that lacks either.
+            slide_ids: Slides that there are, for a table of patients and ``ids``.
+            ids: ``tcga`` to take patients and sites that no column gives from TCGA barcodes.
+            patient: Column of patients, if it has another name.
             site: Column of sites, if it is not ``site``.
 
         Raises:
-            CatalogueError: If the table cannot be read, names no slides, or contradicts itself.
+            CatalogueError: If a table cannot be read, lacks a column, gives a slide two patients or
+                sites, or names a slide that is no barcode though they are asked for.
         """
         path = Path(path)
-        columns = _table(path)
-        patient = _patient_column(path, columns, patient)
-        if "slide_id" not in columns:
-            columns = _by_slide(path, columns, patient, slides)
-        columns = _one_row_a_slide(path, columns)
-        slide_ids = tuple(str(name) for name in columns["slide_id"])
-        patients = columns.get(patient or "", [None] * len(slide_ids))
-        sites = columns.get(site or "site", [None] * len(slide_ids))
-        if site is not None and site not in columns:
-            raise _no_column(path, site, columns)
+        named = (patient,) if patient else PATIENT_COLUMNS
+        table = read_label_table(path, keys=(SLIDE, *named))
+        if table.key != SLIDE:
+            table = _of_slides(table, _owners(path, slides, slide_ids, ids))
         return cls(
             path,
-            slide_ids,
-            {s: p or s for s, p in zip(slide_ids, patients, strict=True)},
-            {s: w for s, w in zip(slide_ids, sites, strict=True) if w is not None},
-            {k: tuple(v) for k, v in columns.items() if k != "slide_id"},
+            table.keys,
+            _patients(table, named, None if slides is None else Path(slides), ids),
+            _sites(table, site, ids),
+            table,
         )
 
     def __len__(self) -> int:
@@ -89,11 +94,9 @@ class SlideLabels:
         """A column as text, one value a slide in the order of ``slide_ids``; None where missing.
 
         Raises:
-            CatalogueError: If there is no such column.
+            CatalogueError: If there is no such column, or it gives a slide or a patient two values.
         """
-        if name not in self.values:
-            raise _no_column(self.path, name, self.values)
-        return self.values[name]
+        return self.table.column(name)
 
     def numbers(self, name: str) -> NDArray[np.float64]:
         """A column as numbers, (N,) float64, NaN where missing; true and false are 1 and 0.
@@ -101,21 +104,26 @@ class SlideLabels:
         Raises:
             CatalogueError: If there is no such column, or a value is no finite number.
         """
-        found = [self._number(name, *pair) for pair in enumerate(self.column(name))]
-        return np.array(found, dtype=np.float64)
+        pairs = zip(self.slide_ids, self.column(name), strict=True)
+        return np.array([self._number(name, *pair) for pair in pairs], dtype=np.float64)
 
-    def _number(self, name: str, row: int, text: Text) -> float:
+    def _number(self, name: str, slide_id: str, text: Text) -> float:
         if text is None:
             return np.nan
         try:
-            value = {"true": 1.0, "false": 0.0}.get(text.lower())
-            value = float(text) if value is None else value
+            value = float(TRUTH.get(text.lower(), text))
         except ValueError:
             value = np.nan
         if not np.isfinite(value):
-            msg = f"needs numbers in {name!r}; got {text!r} for slide {self.slide_ids[row]!r}."
-            raise CatalogueError(self.path, f"{msg} Correct it, or leave it empty.")
+            msg = f"column {name!r} needs finite numbers; got {text!r} for slide {slide_id!r}. "
+            raise CatalogueError(self.path, f"{msg}Correct it, or leave it empty.")
         return value
+
+    @property
+    def n_missing(self) -> dict[str, int]:
+        """How many slides have no value, by column; columns without a gap are not there."""
+        counts = {name: values.count(None) for name, values in self.table.columns.items()}
+        return {name: count for name, count in counts.items() if count}
 
     def select(self, slide_ids: Sequence[str]) -> SlideLabels:
         """The labels of these slides, in their order.
@@ -134,7 +142,7 @@ class SlideLabels:
             tuple(slide_ids),
             {s: self.patient_of[s] for s in slide_ids},
             {s: self.site_of[s] for s in slide_ids if s in self.site_of},
-            {name: tuple(column[row] for row in rows) for name, column in self.values.items()},
+            self.table.rows(rows, key=SLIDE, keys=slide_ids),
         )
 
     def absent_from(self, slide_ids: Collection[str]) -> list[str]:
@@ -142,81 +150,76 @@ class SlideLabels:
         there = set(slide_ids)
         return [slide_id for slide_id in self.slide_ids if slide_id not in there]
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 over slides, patients, sites and values, whatever the order and the format."""
-        names = sorted(self.values)
-        rows = sorted(
-            [s, self.patient_of[s], self.site_of.get(s), *(self.values[n][row] for n in names)]
+        """SHA-256 over slides, patients, sites and values, whatever the order of rows and columns."""
+        columns = {k: v for k, v in self.table.columns.items() if k != SLIDE}
+        names = sorted(columns)
+        rows = [
+            [s, self.patient_of[s], self.site_of.get(s), [columns[name][row] for name in names]]
             for row, s in enumerate(self.slide_ids)
-        )
-        return sha256_of_json([names, rows])
+        ]
+        return sha256_of_json([names, sorted(rows, key=lambda values: str(values[0]))])
 
 
-def _table(path: Path) -> dict[str, list[Text]]:
-    """A table's columns as text."""
-    try:
-        if path.suffix.lower() == ".parquet":
-            table = pq.read_table(path)
-        else:
-            mark = "\t" if "\t" in path.read_text(encoding="utf-8-sig").partition("\n")[0] else ","
-            names = path.read_text(encoding="utf-8-sig").partition("\n")[0].strip().split(mark)
-            table = pa_csv.read_csv(
-                path,
-                parse_options=pa_csv.ParseOptions(delimiter=mark),
-                convert_options=pa_csv.ConvertOptions(
-                    column_types={name.strip('"'): pa.string() for name in names}
-                ),
-            )
-    except (OSError, UnicodeDecodeError, pa.ArrowException) as error:
-        raise CatalogueError(path, f"cannot be read as a table ({error}). Check it.") from error
-    flat = [name for name in table.column_names if not pa.types.is_nested(table[name].type)]
-    return {name: [_text(value) for value in table[name].to_pylist()] for name in flat}
+def _owners(
+    path: Path, slides: str | Path | None, slide_ids: Sequence[str], ids: Ids | None
+) -> dict[str, str]:
+    """Whose each slide is, for a table that knows patients only."""
+    if slides is not None:
+        table = read_label_table(Path(slides), keys=(SLIDE,))
+        column = next((name for name in PATIENT_COLUMNS if name in table.columns), "patient_id")
+        pairs = zip(table.keys, table.column(column), strict=True)
+        return {slide_id: patient for slide_id, patient in pairs if patient is not None}
+    if ids == "tcga":
+        return {slide_id: tcga_patient(slide_id) for slide_id in slide_ids}
+    msg = "is of patients, not slides. Name the catalogue or table that says whose each slide is."
+    raise CatalogueError(path, msg)
 
 
-def _text(value: Any) -> Text:  # noqa: ANN401 - of any column
-    text = "" if value is None else str(value).strip()
-    return None if text.lower() in MISSING else text
+def _of_slides(patients: LabelTable, owners: Mapping[str, str]) -> LabelTable:
+    """The rows of patients, one a slide of theirs."""
+    row_of = {patient: row for row, patient in enumerate(patients.keys)}
+    slides = [slide_id for slide_id, patient in owners.items() if patient in row_of]
+    owned = {owners[slide_id] for slide_id in slides}
+    lost = [patient for patient in patients.keys if patient not in owned]
+    if not slides:
+        msg = f"names {len(lost)} patients, such as {lost[0]!r}, of whom there is no slide. "
+        raise CatalogueError(patients.path, f"{msg}Are they named alike in both tables?")
+    if lost:
+        told = "%s: %d patients have labels and no slide, such as %s"
+        LOGGER.warning(told, patients.path, len(lost), ", ".join(lost[:5]))
+    rows = [row_of[owners[slide_id]] for slide_id in slides]
+    return patients.rows(rows, key=SLIDE, keys=slides)
 
 
-def _patient_column(
-    path: Path, columns: Mapping[str, Sequence[Text]], patient: str | None
-) -> str | None:
-    if patient is not None and patient not in columns:
-        raise _no_column(path, patient, columns)
-    return patient or next((name for name in PATIENT_COLUMNS if name in columns), None)
+def _patients(
+    table: LabelTable, named: Sequence[str], slides: Path | None, ids: Ids | None
+) -> dict[str, str]:
+    column = next((name for name in named if name in table.columns), None)
+    if column is not None:
+        patients = table.column(column)
+        if None in patients:
+            told = "%s: %d slides have no %s: each counts as a patient of its own"
+            LOGGER.warning(told, table.path, patients.count(None), column)
+        return {s: patient or s for s, patient in zip(table.keys, patients, strict=True)}
+    if slides is not None:
+        owners = _owners(table.path, slides, (), ids)
+        lost = [slide_id for slide_id in table.keys if slide_id not in owners]
+        if lost:
+            msg = f"gives no patient to {len(lost)} slides, such as {', '.join(lost[:3])}. "
+            raise CatalogueError(slides, f"{msg}Add them.")
+        return {slide_id: owners[slide_id] for slide_id in table.keys}
+    if ids == "tcga":
+        return {slide_id: tcga_patient(slide_id) for slide_id in table.keys}
+    LOGGER.warning("%s: has no column of patients: each slide counts as one", table.path)
+    return {slide_id: slide_id for slide_id in table.keys}
 
 
-def _by_slide(
-    path: Path,
-    columns: Mapping[str, list[Text]],
-    patient: str | None,
-    slides: str | Path | None,
-) -> dict[str, list[Text]]:
-    if patient is None:
-        raise _no_column(path, "slide_id", columns)
-    if slides is None:
-        msg = "is of patients, not slides. Name the catalogue or table that gives them slides."
-        raise CatalogueError(path, msg)
-    rows = {name: row for row, name in enumerate(columns[patient])}
-    owners = SlideLabels.open(slides).patient_of
-    found = [(s, rows[p]) for s, p in owners.items() if p in rows]
-    by_slide: dict[str, list[Text]] = {"slide_id": [s for s, _ in found]}
-    return by_slide | {k: [v[row] for _, row in found] for k, v in columns.items()}
-
-
-def _one_row_a_slide(path: Path, columns: dict[str, list[Text]]) -> dict[str, list[Text]]:
-    seen: dict[Text, int] = {}
-    for row, slide_id in enumerate(columns["slide_id"]):
-        if slide_id is None:
-            raise CatalogueError(path, f"row {row + 1} names no slide. Fill in its slide_id.")
-        first = seen.setdefault(slide_id, row)
-        for name, column in columns.items():
-            if column[row] != column[first]:
-                msg = f"gives slide {slide_id!r} {name} {column[first]!r} and {column[row]!r}."
-                raise CatalogueError(path, f"{msg} Keep one.")
-    return {name: [column[row] for row in seen.values()] for name, column in columns.items()}
-
-
-def _no_column(path: Path, name: str, columns: Mapping[str, Any]) -> CatalogueError:
-    return CatalogueError(path, f"needs a column {name!r}; got {', '.join(columns)}. Rename one.")
+def _sites(table: LabelTable, site: str | None, ids: Ids | None) -> dict[str, str]:
+    if site is not None or SITE in table.columns:
+        pairs = zip(table.keys, table.column(site or SITE), strict=True)
+        return {slide_id: where for slide_id, where in pairs if where is not None}
+    if ids == "tcga":
+        return {slide_id: tcga_site(slide_id) for slide_id in table.keys}
+    return {}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import logging
 import math
 from collections import Counter, defaultdict
@@ -14,6 +13,7 @@ from urllib.parse import unquote
 
 from anlage.errors import CatalogueError
 from anlage.slides.catalogue_table import FIXED
+from anlage.slides.csv_table import read_csv_table
 from anlage.slides.indexing.found_slide import slide_id_of
 from anlage.slides.storage.location import is_remote
 
@@ -146,7 +146,7 @@ def read_labels(path: Path) -> Labels:
             a row without a name, two rows of one slide, an absurd mpp, or a patient on both sides
             of the split.
     """
-    header, records = _read_csv(path)
+    header, records = read_csv_table(path)
     finds_by = next((column for column in PATH_COLUMNS if column in header), None)
     if "slide_id" not in header and finds_by is None:
         raise CatalogueError(
@@ -173,35 +173,6 @@ def read_labels(path: Path) -> Labels:
         own_columns=tuple(column for column in columns if column in OWN_COLUMNS),
         gives_mpp="mpp" in header,
     )
-
-
-def _read_csv(path: Path) -> tuple[list[str], list[tuple[int, dict[str, str | None]]]]:
-    """Header, and records with their line numbers; cells stripped, empty ones None."""
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.reader(file, strict=True)
-            header = [name.strip() for name in next(reader, [])]
-            lines = [(reader.line_num, cells) for cells in reader if any(cells)]
-    except OSError as error:
-        raise CatalogueError(path, f"cannot be read: {error.strerror}. Check the path.") from error
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise CatalogueError(path, f"is not UTF-8 CSV: {error}. Export it again.") from error
-    separator = next((mark for mark in ";\t" if len(header) == 1 and mark in header[0]), None)
-    if separator is not None:
-        message = f"needs commas between its cells; got {separator!r}. Export it again with commas."
-        raise CatalogueError(path, message)
-    twice = [name for name, count in Counter(header).items() if count > 1]
-    if twice:
-        raise CatalogueError(path, f"has column {twice[0]!r} more than once. Rename one.")
-    for number, cells in lines:
-        if len(cells) != len(header):
-            raise CatalogueError(
-                path,
-                f"line {number} needs {len(header)} cells as the header has; got {len(cells)}. "
-                "Put cells that hold commas in quotes.",
-            )
-    stripped = ((number, (cell.strip() or None for cell in cells)) for number, cells in lines)
-    return header, [(number, dict(zip(header, cells, strict=True))) for number, cells in stripped]
 
 
 def _label_row(
