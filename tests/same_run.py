@@ -16,6 +16,7 @@ from anlage.training import tile_pretrain
 from anlage.training.checkpoint import newest_checkpoint
 from anlage.training.log import read_metrics
 from anlage.training.pending_step import PendingStep
+from anlage.training.run_saves import PretrainResult
 from anlage.training.training_state import Training
 
 TIMING = {"tiles_per_s", "data_wait_share", "tflops", "mfu"}
@@ -79,9 +80,7 @@ def stopped_after(steps: int) -> Iterator[None]:
         yield
 
 
-def run_in_two(
-    pretrain: Callable[..., tile_pretrain.PretrainResult], run: Path, *, stop: int
-) -> None:
+def run_in_two(pretrain: Callable[..., PretrainResult], run: Path, *, stop: int) -> None:
     """Stop a run with a signal after some steps, and go on to its end."""
     with stopped_after(stop):
         stopped = pretrain(run)

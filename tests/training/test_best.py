@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 from small_encoder import make_config, make_encoder
 
-from anlage.encoders.folder import load_encoder
+from anlage.encoders.folder import load_encoder, save_encoder
 from anlage.training.best import BestEncoder, Standing, read_best, standing_of
 from anlage.training.log import MetricsLog
 
 PROBES = [0.5, 0.7, float("nan"), 0.7, 0.6, 0.9, 0.8]
 EVERY = 10
+CONFIG = make_config()
 
 
 def run(run_dir: Path, *, first: int, until: int, patience: int | None = None) -> BestEncoder:
@@ -27,8 +29,8 @@ def run(run_dir: Path, *, first: int, until: int, patience: int | None = None) -
             if done % EVERY == 0:
                 value = PROBES[done // EVERY - 1]
                 metrics["watch_knn"] = value
-                encoder = make_encoder(seed=done)
-                best.consider(done, metrics, model=encoder.model, config=make_config())
+                model = make_encoder(seed=done).model
+                best.consider(done, metrics, save=partial(save_encoder, model=model, config=CONFIG))
             log.write(step, metrics)
     return best
 
@@ -86,7 +88,8 @@ def test_nothing_is_kept_without_a_value(tmp_path) -> None:
     best = BestEncoder(tmp_path, metric="watch_knn", patience=1, first_step=0)
     encoder = make_encoder()
     nothing = {"watch_knn": float("nan")}
-    assert not best.consider(10, nothing, model=encoder.model, config=make_config())
+    save = partial(save_encoder, model=encoder.model, config=CONFIG)
+    assert not best.consider(10, nothing, save=save)
     assert read_best(tmp_path) is None
     assert not (tmp_path / "best").exists()
     assert best.is_patience_over

@@ -15,7 +15,8 @@ from anlage.encoders.folder import load_encoder
 from anlage.errors import CheckpointError, LabelledDataError, TrainingError
 from anlage.slides.catalogue import Catalogue
 from anlage.training.best import read_best
-from anlage.training.tile_pretrain import PretrainResult, pretrain_tiles
+from anlage.training.run_saves import PretrainResult
+from anlage.training.tile_pretrain import pretrain_tiles
 from micro_recipe import micro_config
 
 WATCH = ("watch.neighbours=3", "watch.probe_steps=5", "watch.pictures=false")

@@ -5,15 +5,12 @@ from __future__ import annotations
 import json
 import logging
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from anlage.encoders.folder import save_encoder
-from anlage.encoders.tile_encoder import EncoderConfig
 from anlage.files import write_json_whole
-from anlage.models.vit import VisionTransformer
 from anlage.training.log import read_metrics
 
 LOGGER = logging.getLogger(__name__)
@@ -95,12 +92,7 @@ class BestEncoder:
         return self._patience is not None and self._standing.looks_since >= self._patience
 
     def consider(
-        self,
-        step: int,
-        metrics: Mapping[str, float],
-        *,
-        model: VisionTransformer,
-        config: EncoderConfig,
+        self, step: int, metrics: Mapping[str, float], *, save: Callable[[Path], None]
     ) -> bool:
         """Keep this encoder if its probe is better than all before; a tie keeps the earlier.
 
@@ -109,8 +101,7 @@ class BestEncoder:
         Args:
             step: Finished steps.
             metrics: Metrics of the look.
-            model: The encoder that was looked at.
-            config: Its description.
+            save: Writes the encoder that was looked at into a folder.
 
         Returns:
             Whether it was kept.
@@ -122,7 +113,7 @@ class BestEncoder:
         self._standing = self._standing.after(step, value)
         if self._standing.step != step:
             return False
-        save_encoder(self._run_dir / FOLDER, model, config)
+        save(self._run_dir / FOLDER)
         record = {"format": FORMAT, "step": step, "metric": self._metric, "value": value}
         write_json_whole(self._run_dir / RECORD, record)
         LOGGER.info("step %d has the best %s so far, %.4f: kept", step, self._metric, value)

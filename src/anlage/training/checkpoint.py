@@ -28,8 +28,7 @@ from anlage.errors import CheckpointError
 from anlage.training.checkpoint_index import Index, flat_tensors, nested
 
 LOGGER = logging.getLogger(__name__)
-FAMILY = "tile-checkpoint/"
-FORMAT = f"{FAMILY}2"
+FORMAT = "tile-checkpoint/2"  # of the tile stage; the other stages name theirs
 INDEX = "index.json"
 HASHING_THREADS = 4
 
@@ -191,7 +190,9 @@ class _IndexedReader(FileSystemReader):
         return self._metadata
 
 
-def newest_checkpoint(folder: Path, *, ranks: Ranks = ALONE) -> SavedCheckpoint | None:
+def newest_checkpoint(
+    folder: Path, *, ranks: Ranks = ALONE, form: str = FORMAT
+) -> SavedCheckpoint | None:
     """The newest undamaged checkpoint; a damaged one is named in the log and passed over.
 
     Rank 0 reads every byte of it; every rank is told the same. A folder without a description,
@@ -200,6 +201,7 @@ def newest_checkpoint(folder: Path, *, ranks: Ranks = ALONE) -> SavedCheckpoint 
     Args:
         folder: ``RUN/checkpoints``; may be missing.
         ranks: The processes that will load it; each calls this.
+        form: Format that it needs to have.
 
     Returns:
         The checkpoint; None if there is none at all.
@@ -208,17 +210,17 @@ def newest_checkpoint(folder: Path, *, ranks: Ranks = ALONE) -> SavedCheckpoint 
         CheckpointError: If there are checkpoints and every one is damaged, or the newest has
             another format.
     """
-    return ranks.from_main(lambda: _newest(folder))
+    return ranks.from_main(lambda: _newest(folder, form))
 
 
-def _newest(folder: Path) -> SavedCheckpoint | None:
+def _newest(folder: Path, form: str) -> SavedCheckpoint | None:
     steps = described_steps(folder)
     for path in sorted(folder.glob("step-*")):
         if path.is_dir() and not description_of(path).exists():
             LOGGER.warning("%s was not written to its end; it is passed over", path)
     for step in reversed(steps):
         path = folder / folder_name(step)
-        _refuse_other_format(path)
+        _refuse_other_format(path, form)
         try:
             return _verified(path)
         except CheckpointError as error:
@@ -229,15 +231,20 @@ def _newest(folder: Path) -> SavedCheckpoint | None:
     return None
 
 
-def _refuse_other_format(path: Path) -> None:
-    """A checkpoint of another version is not damaged: none before it is taken in its place."""
+def _refuse_other_format(path: Path, form: str) -> None:
+    """A checkpoint of another version or stage is not damaged: none before it takes its place."""
     try:
         found = json.loads(description_of(path).read_bytes())["format"]
     except (OSError, ValueError, KeyError, TypeError):
         return  # damaged, as _verified tells
-    if found != FORMAT and str(found).startswith(FAMILY):
-        msg = f"needs format {FORMAT!r}; got {found!r}. Another version of anlage wrote it: go on "
-        raise CheckpointError(path, f"{msg}with that one, or start a new run in another folder.")
+    stage, _, version = str(found).partition("/")
+    if found == form or not stage.endswith("-checkpoint") or not version:
+        return
+    msg = f"needs format {form!r}; got {found!r}. "
+    if stage != form.partition("/")[0]:
+        raise CheckpointError(path, f"{msg}Another stage wrote it: name the folder of such a run.")
+    told = "Another version of anlage wrote it: go on with that one, or start a new run in another "
+    raise CheckpointError(path, f"{msg}{told}folder.")
 
 
 def _verified(path: Path) -> SavedCheckpoint:

@@ -61,9 +61,12 @@ class CheckpointWriter:
         folder: ``RUN/checkpoints``, on storage that every rank sees.
         keep: How many of the newest checkpoints stay, 1 or more.
         ranks: The processes that train together, with their group for the background.
+        form: Format of the checkpoints.
     """
 
-    def __init__(self, folder: Path, *, keep: int, ranks: Ranks = ALONE) -> None:
+    def __init__(
+        self, folder: Path, *, keep: int, ranks: Ranks = ALONE, form: str = FORMAT
+    ) -> None:
         if keep < 1:
             msg = f"CheckpointWriter: needs keep >= 1; got {keep}."
             raise ValueError(msg)
@@ -75,7 +78,7 @@ class CheckpointWriter:
             raise ValueError(msg)
         if ranks.is_alone:  # set here: warnings' filters may not change in a thread
             warnings.filterwarnings("ignore", message="torch.distributed is disabled")
-        self.folder, self.keep, self.ranks = folder, keep, ranks
+        self.folder, self.keep, self.ranks, self.form = folder, keep, ranks, form
         self._copies: dict[MetadataIndex, Tensor] = {}
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._last: Future[None] | None = None
@@ -141,7 +144,12 @@ class CheckpointWriter:
                 files = {name: fact for part in facts for name, fact in part.items()}
                 _describe(path, files, index_of(metadata, plan.paths).model_dump_json(), told)
 
-            told = {"step": step, "world_size": self.ranks.world_size, "provenance": provenance}
+            told = {
+                "format": self.form,
+                "step": step,
+                "world_size": self.ranks.world_size,
+                "provenance": provenance,
+            }
             self._on_main(describe)
         except Exception:  # whatever it is goes on; what is half written goes
             if self.ranks.is_main:
@@ -322,7 +330,7 @@ def _describe(path: Path, facts: dict[str, FileFacts], index: str, told: dict[st
     write_text_whole(path / INDEX, index)  # puts the names of all files of the folder on disk too
     for own in (path / INDEX, path / ".metadata"):
         facts[own.name] = facts_of(own)
-    described = Description(format=FORMAT, files=facts, **told)
+    described = Description(files=facts, **told)
     write_json_whole(description_of(path), described.model_dump(mode="json"))
 
 

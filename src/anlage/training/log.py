@@ -9,8 +9,11 @@ from collections.abc import Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
+from pydantic import BaseModel
+
+from anlage.distributed import Ranks
 from anlage.errors import CheckpointError
 from anlage.files import write_text_whole
 from anlage.training.trackers import open_trackers, refuse_missing_trackers
@@ -117,6 +120,34 @@ class SilentLog:
         self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
     ) -> None:
         """Nothing to close."""
+
+
+class Logged(Protocol):
+    """A run as its log sees it."""
+
+    @property
+    def config(self) -> BaseModel:
+        """The resolved recipe."""
+
+    @property
+    def run_dir(self) -> Path:
+        """The run's folder."""
+
+    @property
+    def step(self) -> int:
+        """Finished steps."""
+
+    @property
+    def ranks(self) -> Ranks:
+        """The processes that share each step."""
+
+
+def log_of(training: Logged, trackers: Sequence[str]) -> MetricsLog | SilentLog:
+    """The log of a run from its next step on; of all ranks but the first a silent one."""
+    if not training.ranks.is_main:
+        return SilentLog()
+    config = training.config.model_dump(mode="json")
+    return MetricsLog(training.run_dir, first_step=training.step, trackers=trackers, config=config)
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

@@ -18,7 +18,7 @@ from anlage.training.network_config import Architecture, Head
 Result = TypeVar("Result")
 
 
-class _Learner(nn.Module):
+class Learner(nn.Module):
     """A network that is run by whoever calls it, as its loss needs several of its parts."""
 
     def forward(self, work: Callable[[Self], Result]) -> Result:
@@ -31,7 +31,7 @@ class _Learner(nn.Module):
         return work(self)
 
 
-class EncoderWithHeads(_Learner):
+class EncoderWithHeads(Learner):
     """A tile encoder and the projection heads of DINO and iBOT.
 
     Args:
@@ -66,7 +66,7 @@ class EncoderWithHeads(_Learner):
         return named if self.patch_head is None else {**named, "patch_head": self.patch_head}
 
 
-class Pupil(_Learner):
+class Pupil(Learner):
     """A tile encoder that learns to say another one's embeddings.
 
     Attributes:

@@ -18,6 +18,7 @@ from anlage.slides.catalogue import Catalogue
 
 LOGGER = logging.getLogger(__name__)
 FORMAT = "run/1"
+DATA = {"catalogue": "slides", "bags": "bags"}  # fingerprints in a record, and of what
 FREE = ("engine.", "accumulate")  # what a run takes, not what it learns
 MADE_WITH = ("versions", "machine", "ranks")
 IMPORTED = (
@@ -46,15 +47,29 @@ def run_record(config: BaseModel, slides: Catalogue, *, n_ranks: int = 1) -> dic
         hashes = slides.column("fingerprint").to_pylist()
         listed = dict(zip(ids.to_pylist(), hashes, strict=True))
     splits = pc.unique(slides.column("split")).to_pylist()
-    return {
-        "format": FORMAT,
-        "config": config.model_dump(mode="json"),
+    of_slides = {
         "catalogue": slides.fingerprint,
         "n_slides": len(slides),
         "slides": listed,
         "patients": sorted(pc.unique(patients).to_pylist()),
         "n_without_patient": pc.sum(pc.equal(ids, patients)).as_py() or 0,
         "splits": sorted({split or "" for split in splits}),
+    }
+    return record_of(config, of_slides, n_ranks=n_ranks)
+
+
+def record_of(config: BaseModel, data: Mapping[str, Any], *, n_ranks: int) -> dict[str, Any]:
+    """A run's record: its recipe, what is told of its data, and what it was made with.
+
+    Args:
+        config: The resolved recipe.
+        data: What it learns from, as JSON; a fingerprint under ``catalogue`` or ``bags``.
+        n_ranks: Processes that share each step.
+    """
+    return {
+        "format": FORMAT,
+        "config": config.model_dump(mode="json"),
+        **data,
         "versions": versions(),
         "commit": git_commit(),
         "machine": machine(),
@@ -110,10 +125,14 @@ def compare_records(run_dir: Path, *, old: Mapping[str, Any], new: Mapping[str, 
     """Refuse to resume a run with another recipe or other slides, naming what differs.
 
     Raises:
-        CheckpointError: If the configuration or the catalogue differs, or it is an imported run.
+        CheckpointError: If the configuration or the data differs, or it is an imported run, or one
+            of another stage.
     """
     if old.get("format") != FORMAT:
         raise CheckpointError(run_dir, IMPORTED)
+    if old.get("stage") != new.get("stage"):
+        msg = "holds a run of another stage. Name the folder of such a run."
+        raise CheckpointError(run_dir, msg)
     before, now = _flat(old["config"]), _flat(new["config"])
     different = sorted(k for k in before.keys() | now.keys() if before.get(k) != now.get(k))
     keys = [key for key in different if not key.startswith(FREE)]
@@ -125,12 +144,11 @@ def compare_records(run_dir: Path, *, old: Mapping[str, Any], new: Mapping[str, 
         raise CheckpointError(
             run_dir, f"needs the recipe it began with; got {changes}. Start a new run folder."
         )
-    if old["catalogue"] != new["catalogue"]:
-        raise CheckpointError(
-            run_dir,
-            "needs the slides it began with; the catalogue has changed. Start a new run folder, "
-            "or restore the catalogue.",
-        )
+    for name, what in DATA.items():
+        if old.get(name) != new.get(name):
+            where = "catalogue has" if name == "catalogue" else "folder of bags has"
+            msg = f"needs the {what} it began with; the {where} changed. Start a new run folder, "
+            raise CheckpointError(run_dir, f"{msg}or restore the {where.removesuffix(' has')}.")
     for name in MADE_WITH:
         if old[name] != new[name]:
             told = "%s began with %s %s; now %s: numbers may differ in their last bits"

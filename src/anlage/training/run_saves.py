@@ -5,15 +5,37 @@ from __future__ import annotations
 import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
 
 from safetensors import SafetensorError
 
 from anlage.encoders.folder import EncoderConfig, save_encoder
 from anlage.errors import TrainingError
 from anlage.training.checkpoint_writer import CheckpointWriter
+from anlage.training.slide_training_state import SlideTraining
 from anlage.training.training_state import Training
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+@dataclass(frozen=True)
+class PretrainResult:
+    """How a pretraining run ended.
+
+    Attributes:
+        run_dir: The run's folder: ``run.json``, ``metrics.jsonl``, ``checkpoints/``, ``encoder/``.
+        encoder: The encoder folder, written at the last checkpoint.
+        steps: Finished steps.
+        is_finished: False if a signal stopped it; the same call with ``resume`` goes on.
+        ended_early: Whether it is finished because the probe that it watched got no better.
+    """
+
+    run_dir: Path
+    encoder: Path
+    steps: int
+    is_finished: bool
+    ended_early: bool = False
 
 
 def save_run(training: Training, writer: CheckpointWriter) -> None:
@@ -31,7 +53,7 @@ def save_run_encoder(training: Training) -> None:
 
 
 @contextmanager
-def full_disk_told(training: Training) -> Iterator[None]:
+def full_disk_told(training: Training | SlideTraining) -> Iterator[None]:
     """Say in our words that the disk is full, whatever was being written.
 
     Raises:

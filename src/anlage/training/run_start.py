@@ -5,11 +5,16 @@ from __future__ import annotations
 import logging
 import shutil
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from anlage.distributed import Ranks
+from anlage.encoders.tile_encoder import torch_device
 from anlage.errors import CheckpointError, TrainingError
+from anlage.folder_lock import lock_folder
 from anlage.tiles.quarantine import JOURNAL
 from anlage.training.run_record import (
     compare_records,
@@ -18,6 +23,8 @@ from anlage.training.run_record import (
     refuse_existing_run,
     write_record,
 )
+from anlage.training.slide_config import SlidePretrainConfig
+from anlage.training.slide_training_state import SlideTraining
 from anlage.training.tile_config import TilePretrainConfig
 from anlage.training.training_state import Training
 
@@ -30,7 +37,30 @@ SOURCES = {
 }
 
 
-def refuse_uneven(config: TilePretrainConfig, ranks: Ranks) -> None:
+def device_of_rank(name: str, ranks: Ranks) -> torch.device:
+    """The device of a rank: of several on a machine, each has the CUDA device of its number.
+
+    Raises:
+        DeviceError: If it is not there.
+    """
+    device = torch_device(name)
+    names_one = ":" in name
+    if device.type != "cuda" or ranks.is_alone or names_one:
+        return device
+    return torch_device(f"cuda:{ranks.local_rank}")
+
+
+def hold_folder(run_dir: Path, held: ExitStack) -> None:
+    """Keep other processes out of a run's folder as long as the stack lasts.
+
+    Raises:
+        CheckpointError: If one is training in it.
+    """
+    told = "another process is training in this folder. Wait for its end, or name another folder."
+    held.enter_context(lock_folder(run_dir, held=CheckpointError(run_dir, told)))
+
+
+def refuse_uneven(config: TilePretrainConfig | SlidePretrainConfig, ranks: Ranks) -> None:
     """Refuse a batch that the ranks cannot share alike.
 
     Raises:
@@ -70,15 +100,12 @@ def claim(run_dir: Path, record: Mapping[str, Any], *, resume: bool) -> None:
     write_record(run_dir, record)
 
 
-def refuse_full_disk(training: Training) -> None:
+def refuse_full_disk(training: Training | SlideTraining) -> None:
     """Refuse to begin where the checkpoints that are kept at a time, and one more, do not fit.
 
     Those that are there already make room for new ones.
     """
-    networks = (training.student, training.teacher)
-    n_bytes = [p.nbytes for network in networks for p in network.parameters()]
-    moments = 2 * sum(p.nbytes for p in training.student.parameters())
-    one = sum(n_bytes) + moments
+    one = training.checkpoint_bytes
     there = sum(file.stat().st_size for file in training.run_dir.glob("checkpoints/step-*/*"))
     needed = max(one, one * (training.config.keep_checkpoints + 1) - there)
     free = shutil.disk_usage(training.run_dir).free

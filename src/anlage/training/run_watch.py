@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from anlage.encoders.folder import save_encoder
 from anlage.encoders.tile_encoder import EncoderConfig
 from anlage.errors import LabelledDataError, TrainingError
 from anlage.models.vit import VisionTransformer
@@ -118,7 +119,9 @@ class RunWatch:
             self._picture = draw_look(model, shown, path, config=config)
         if self._best is not None:
             named = _naming_cases(config, self._tiles)
-            self._best.consider(step, seen.metrics, model=model, config=named)
+            self._best.consider(
+                step, seen.metrics, save=lambda folder: save_encoder(folder, model, named)
+            )
         return seen.metrics
 
     def show(self, log: MetricsLog | SilentLog, step: int) -> None:

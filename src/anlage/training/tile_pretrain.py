@@ -5,29 +5,32 @@ from __future__ import annotations
 import logging
 from collections.abc import Generator, Sequence
 from contextlib import AbstractContextManager, ExitStack, closing
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from anlage.distributed import ALONE, Ranks
-from anlage.encoders.tile_encoder import torch_device
-from anlage.errors import CatalogueError, CheckpointError
-from anlage.folder_lock import lock_folder
+from anlage.errors import CatalogueError
 from anlage.progress import Meter, meter
 from anlage.slides.catalogue import Catalogue
 from anlage.tiles.stream import TileBatch
 from anlage.training.checkpoint import SavedCheckpoint, newest_checkpoint
 from anlage.training.checkpoint_writer import CheckpointWriter
 from anlage.training.device_feed import on_device
-from anlage.training.log import MetricsLog, SilentLog
+from anlage.training.log import MetricsLog, SilentLog, log_of
 from anlage.training.pending_step import PendingStep
 from anlage.training.plan import plan_of
 from anlage.training.run_record import refuse_existing_run, resumed_record, run_record
-from anlage.training.run_saves import encoder_config, full_disk_told, save_run, save_run_encoder
+from anlage.training.run_saves import (
+    PretrainResult,
+    encoder_config,
+    full_disk_told,
+    save_run,
+    save_run_encoder,
+)
 from anlage.training.run_start import (
     claim,
+    device_of_rank,
+    hold_folder,
     refuse_another_run,
     refuse_full_disk,
     refuse_uneven,
@@ -43,25 +46,6 @@ from anlage.training.training_state import Training, fresh_training
 from anlage.training.watched_tiles import WatchedTiles
 
 LOGGER = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class PretrainResult:
-    """How a pretraining run ended.
-
-    Attributes:
-        run_dir: The run's folder: ``run.json``, ``metrics.jsonl``, ``checkpoints/``, ``encoder/``.
-        encoder: The encoder folder, written at the last checkpoint.
-        steps: Finished steps.
-        is_finished: False if a signal stopped it; the same call with ``resume`` goes on.
-        ended_early: Whether it is finished because the probe that it watched got no better.
-    """
-
-    run_dir: Path
-    encoder: Path
-    steps: int
-    is_finished: bool
-    ended_early: bool = False
 
 
 def pretrain_tiles(
@@ -112,7 +96,7 @@ def pretrain_tiles(
         TrainingError: If a loss is not finite (before any weight changes), tiles cannot be read,
             the disk has no room for the run, or the ranks cannot share a batch.
     """
-    run_dir, place = Path(run_dir), _device_of(device, ranks)
+    run_dir, place = Path(run_dir), device_of_rank(device, ranks)
     refuse_missing_trackers(trackers)
     refuse_uneven(config, ranks)
     slides = usable_slides(config, catalogue)
@@ -121,7 +105,7 @@ def pretrain_tiles(
     if not resume:
         ranks.from_main(lambda: refuse_existing_run(run_dir))  # before anything in it is touched
     with ExitStack() as held:
-        ranks.from_main(lambda: _hold(run_dir, held))
+        ranks.from_main(lambda: hold_folder(run_dir, held))
         checkpoints = run_dir / "checkpoints"
         newest = newest_checkpoint(checkpoints, ranks=ranks) if resume else None
         training = fresh_training(
@@ -160,20 +144,6 @@ def _tiles_record(config: TilePretrainConfig, watched: WatchedTiles | None) -> d
     return told
 
 
-def _device_of(name: str, ranks: Ranks) -> torch.device:
-    """The device of a rank: of several on a machine, each has the CUDA device of its number."""
-    device = torch_device(name)
-    names_one = ":" in name
-    if device.type != "cuda" or ranks.is_alone or names_one:
-        return device
-    return torch_device(f"cuda:{ranks.local_rank}")
-
-
-def _hold(run_dir: Path, held: ExitStack) -> None:
-    told = "another process is training in this folder. Wait for its end, or name another folder."
-    held.enter_context(lock_folder(run_dir, held=CheckpointError(run_dir, told)))
-
-
 def _go_on(training: Training, newest: SavedCheckpoint) -> None:
     """Take over the newest checkpoint."""
     refuse_another_run(training.run_dir, old=newest.provenance, new=training.record)
@@ -200,7 +170,7 @@ def _train(
     folder, keep = training.run_dir / "checkpoints", config.keep_checkpoints
     with (
         stop_on_signals() as stop,
-        _log(training, trackers) as log,
+        log_of(training, trackers) as log,
         _progress(training) as progress,
         CheckpointWriter(folder, keep=keep, ranks=ranks) as writer,
         closing(_batches(training, slides, threads=threads)) as batches,
@@ -225,13 +195,6 @@ def _train(
                 LOGGER.warning(told, training.step)
                 break
         writer.wait()
-
-
-def _log(training: Training, trackers: Sequence[str]) -> MetricsLog | SilentLog:
-    if not training.ranks.is_main:
-        return SilentLog()
-    config = training.config.model_dump(mode="json")
-    return MetricsLog(training.run_dir, first_step=training.step, trackers=trackers, config=config)
 
 
 def _progress(training: Training) -> AbstractContextManager[Meter]:

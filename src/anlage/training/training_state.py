@@ -72,6 +72,15 @@ class Training:
         """The processes that share each step."""
         return self.layout.ranks
 
+    @property
+    def checkpoint_bytes(self) -> int:
+        """What a checkpoint takes on disk, about: both networks, and the student's moments."""
+        student, teacher = (
+            sum(parameter.nbytes for parameter in network.parameters())
+            for network in (self.student, self.teacher)
+        )
+        return 3 * student + teacher
+
     def state(self) -> dict[str, Any]:
         """What a checkpoint holds: the tensors themselves, sharded as they are.
 
