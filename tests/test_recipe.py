@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from pydantic import BaseModel, ConfigDict
+from recipes_of_stages import stage_of
 
 from anlage.errors import RecipeError
 from anlage.recipe import load_recipe, merged, recipe_names
@@ -34,7 +35,7 @@ def write(folder: Path, name: str, text: str) -> Path:
 def test_every_recipe_of_the_package_is_valid() -> None:
     assert "tiny" in recipe_names()
     for name in recipe_names():
-        load_recipe(name, TilePretrainConfig)
+        load_recipe(name, stage_of(name))
 
 
 def test_extends_and_overrides_win_in_turn(tmp_path: Path) -> None:

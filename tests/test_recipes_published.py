@@ -10,10 +10,11 @@ from typing import Any
 
 import pytest
 import yaml
+from recipes_of_stages import tile_recipes
 
 from anlage.errors import CheckpointError
 from anlage.models.flops import parameter_count
-from anlage.recipe import load_recipe, recipe_names
+from anlage.recipe import load_recipe
 from anlage.training.plan import plan_of
 from anlage.training.start import load_teacher, networks_of_run
 from anlage.training.tile_config import TilePretrainConfig
@@ -187,7 +188,7 @@ def text_of(name: str) -> str:
 
 
 def test_all_are_shipped() -> None:
-    assert set(recipe_names()) == {"tiny", *PARAMETERS} == {"tiny", *SAID}
+    assert tile_recipes() == {"tiny", *PARAMETERS} == {"tiny", *SAID}
 
 
 @pytest.mark.parametrize("name", PARAMETERS)
@@ -275,7 +276,7 @@ def unexplained(text: str) -> list[str]:
     return [key for key, opened in found if not any(SOURCE.search(comments[n]) for n in opened)]
 
 
-@pytest.mark.parametrize("name", PARAMETERS)
+@pytest.mark.parametrize("name", [*PARAMETERS, "gigapath-slide"])
 def test_every_value_has_its_source_beside_it(name: str) -> None:
     assert unexplained(text_of(name)) == []
 

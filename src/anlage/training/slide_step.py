@@ -1,0 +1,177 @@
+"""One optimiser step of slide pretraining, on a batch of bags taken in parts.
+
+Shape suffixes: B bags of a rank.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from anlage.errors import TrainingError
+from anlage.training.forensics import Finding, first_non_finite
+from anlage.training.optimizer import clip_gradients, set_rates
+from anlage.training.parallel import averaged
+from anlage.training.schedule import learning_rate
+from anlage.training.slide_networks import MaskedBags, SlideAutoencoder, hidden_error
+from anlage.training.slide_training_state import SlideTraining
+
+LOGGER = logging.getLogger(__name__)
+STOP = "wants_stop"
+MOST_NAMED = 8  # slides in a message
+
+
+def slide_step(
+    training: SlideTraining, parts: Iterable[MaskedBags], *, wants_stop: bool = False
+) -> tuple[dict[str, float], bool]:
+    """One optimiser step.
+
+    The loss is the mean over the bags of all ranks of each bag's error, whatever parts they are
+    taken in: parts of a rank are weighted by their bags, and ranks have as many each.
+
+    Args:
+        training: Network, optimiser and settings; changed in place.
+        parts: This rank's bags, ``accumulate`` parts of as many bags each, read as they are needed.
+        wants_stop: Whether this rank was asked to stop; all ranks are told.
+
+    Returns:
+        The step's metrics over all ranks, and whether any rank was asked to stop.
+
+    Raises:
+        TrainingError: If the loss or the gradient is not finite on any rank; no weight has been
+            changed then.
+    """
+    config = training.config
+    chosen = config.optimisation
+    rate = learning_rate(chosen, training.step, steps=training.steps)
+    decay = config.optimizer.weight_decay
+    set_rates(training.optimizer, lr=rate, weight_decay=decay, prototypes_frozen=False)
+    training.optimizer.zero_grad(set_to_none=True)
+    error_B, seen = _passes(training, parts)
+    norms = clip_gradients(training.network.parts(), max_norm=chosen.clip_norm)
+    n_tiles = sum(sum(bags.lengths) for bags in seen)
+    told, stops = _told(training, error_B, n_tiles=n_tiles, wants_stop=wants_stop)
+    told |= {f"gradient_norm_{name}": float(norm) for name, norm in norms.items()}
+    if not all(_is_finite(value) for value in told.values()):
+        _refuse_to_go_on(training, seen, error_B, told)
+    training.optimizer.step()
+    training.step += 1
+    return {**told, "lr": rate}, stops
+
+
+def _passes(
+    training: SlideTraining, parts: Iterable[MaskedBags]
+) -> tuple[Tensor, list[MaskedBags]]:
+    """Forward and backward over all parts; gives each bag's error, and the parts as they were."""
+    config = training.config
+    n_parts = config.accumulate
+    n_bags = config.batch_size // training.ranks.world_size
+    errors, seen = [], []
+    for number, bags in enumerate(parts):
+        seen.append(bags)  # on the CPU, in case something is not finite
+        moved = bags.to(training.device)
+        with averaged(training.run_network, is_last=number == n_parts - 1):
+            error_b = part_error(training, moved, number)
+            torch.autograd.backward(error_b.sum() / n_bags)
+        errors.append(error_b.detach())
+    assert len(seen) == n_parts, "a step has all its parts"
+    return torch.cat(errors), seen
+
+
+def part_error(training: SlideTraining, bags: MaskedBags, number: int) -> Tensor:
+    """Error of each bag of one part, with a gradient; dropout is keyed by step, rank and part."""
+    dtype = training.layout.dtype
+    predict = partial(
+        SlideAutoencoder.predicted, bags=bags, recompute=training.config.engine.recompute
+    )
+    with (
+        _randomness(training, number),
+        torch.autocast(training.device.type, dtype=dtype, enabled=dtype is not None),
+    ):
+        predicted_MI = training.run_network(predict)
+    return hidden_error(predicted_MI, bags)
+
+
+@contextmanager
+def _randomness(training: SlideTraining, part: int) -> Iterator[None]:
+    """Global generators seeded for one part of a step, and put back afterwards."""
+    config, ranks = training.config, training.ranks
+    if config.model.dropout == 0 and config.model.stochastic_depth == 0:
+        yield
+        return
+    n_parts = ranks.world_size * config.accumulate
+    drawn = training.step * n_parts + ranks.rank * config.accumulate + part
+    devices = [training.device] if training.device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(config.seed * 1_000_003 + drawn)
+        yield
+
+
+def _told(
+    training: SlideTraining, error_B: Tensor, *, n_tiles: int, wants_stop: bool
+) -> tuple[dict[str, float], bool]:
+    """Loss and tiles over all ranks, and whether any of them was asked to stop."""
+    counts = torch.tensor([n_tiles, int(wants_stop)], device=error_B.device, dtype=torch.float64)
+    values = torch.cat([error_B.mean().double()[None], counts])
+    loss, tiles, stops = training.ranks.mean(values).tolist()
+    return {"loss": loss, "tiles": tiles * training.ranks.world_size}, stops > 0
+
+
+def _refuse_to_go_on(
+    training: SlideTraining, seen: list[MaskedBags], error_B: Tensor, told: Mapping[str, float]
+) -> None:
+    """Say what is not finite, where first, and in which slides.
+
+    Raises:
+        TrainingError: Always.
+    """
+    norms = {n: v for n, v in told.items() if n.startswith("gradient_norm_")}
+    broken = [n.removeprefix("gradient_norm_") for n, v in norms.items() if not _is_finite(v)]
+    what = f"the gradient of the {' and '.join(broken)} is not finite (the loss is)"
+    if not _is_finite(told["loss"]):
+        what = "the loss is not finite"
+    drawn = [pair for bags in seen for pair in zip(bags.slide_ids, bags.numbers, strict=True)]
+    finite = error_B.isfinite().tolist()
+    guilty = [pair for pair, ok in zip(drawn, finite, strict=True) if not ok]
+    finding = _first_fault(training, seen)
+    own = (bool(guilty), guilty or drawn, finding)
+    of_all = training.ranks.objects(own)
+    chosen = [entry for entry in of_all if entry[0]] or of_all
+    named = [f"{slide} (g={g})" for _, pairs, _ in chosen for slide, g in pairs]
+    more = f" and {len(named) - MOST_NAMED} more" if len(named) > MOST_NAMED else ""
+    first = next((f" First: {found}." for _, _, found in chosen if found is not None), "")
+    raise TrainingError(
+        training.run_dir,
+        f"{what} at step {training.step}; no weight was changed.{first} Slides: "
+        f"{', '.join(named[:MOST_NAMED])}{more}. Look at these bags, lower optimizer.peak_lr or "
+        "use precision=fp32 in a new run, or --resume as it is.",
+    )
+
+
+def _first_fault(training: SlideTraining, seen: list[MaskedBags]) -> Finding | None:
+    """What was not finite first on this rank; None too where the step cannot be run once more."""
+    n_bags = sum(len(bags.lengths) for bags in seen)
+    inputs = {f"tile embeddings of part {n}": bags.features_TI for n, bags in enumerate(seen)}
+    run_network, training.run_network = training.run_network, training.network
+
+    def again() -> None:
+        for number, bags in enumerate(seen):
+            error_b = part_error(training, bags.to(training.device), number)
+            torch.autograd.backward(error_b.sum() / n_bags)
+
+    try:
+        return first_non_finite({"slide autoencoder": training.network}, again, inputs=inputs)
+    except Exception as error:  # noqa: BLE001 - no memory, say: must not hide what led here
+        LOGGER.warning("what was not finite first could not be found: %s", error)
+        return None
+    finally:
+        training.run_network = run_network
+
+
+def _is_finite(value: float) -> bool:
+    return abs(value) < float("inf")
