@@ -152,7 +152,7 @@ class SlideLabels:
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 over slides, patients, sites and values, whatever the order of rows and columns."""
+        """SHA-256 over slides, patients, sites and values, in whatever order they stand."""
         columns = {k: v for k, v in self.table.columns.items() if k != SLIDE}
         names = sorted(columns)
         rows = [
