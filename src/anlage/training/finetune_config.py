@@ -173,6 +173,11 @@ class FinetuneConfig(Section):
     choice: Choice = Choice()
     resamples: PositiveInt = 2000
 
+    @property
+    def part_size(self) -> int:
+        """Bags that go through the network together."""
+        return self.batch_size // self.accumulate
+
     @model_validator(mode="after")
     def _parts_are_even(self) -> Self:
         if self.batch_size % self.accumulate:

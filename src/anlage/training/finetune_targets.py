@@ -6,7 +6,7 @@ Shape suffixes: N slides, K numbers of a target.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -109,10 +109,10 @@ def _numbers(
     if task.kind == "multi_label":
         columns = [_yes_or_no(task, labels, name) for name in task.columns]
         target_NK = np.stack(columns, axis=1)
-        return task.columns, target_NK, _unknown(np.isnan(target_NK).all(axis=1))
+        return task.columns, target_NK, _unknown(target_NK, all)
     if task.kind in SURVIVAL or task.kind == "regression" or task.threshold is not None:
         target_NK = np.stack([labels.numbers(name) for name in task.columns], axis=1)
-        reasons = _unknown(np.isnan(target_NK).any(axis=1))
+        reasons = _unknown(target_NK, any)
         if task.threshold is not None:
             high_NK = np.where(np.isnan(target_NK), np.nan, target_NK >= task.threshold)
             return ("low", "high"), high_NK, reasons
@@ -122,8 +122,8 @@ def _numbers(
     return _classes(task, labels)
 
 
-def _unknown(is_unknown_N: NDArray[np.bool_]) -> list[str]:
-    return ["no label" if is_unknown else "" for is_unknown in is_unknown_N.tolist()]
+def _unknown(target_NK: NDArray[np.float64], of: Callable[[list[bool]], bool]) -> list[str]:
+    return ["no label" if of(row) else "" for row in np.isnan(target_NK).tolist()]
 
 
 def _classes(

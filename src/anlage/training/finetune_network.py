@@ -1,0 +1,123 @@
+"""The slide model of a fold at its first step."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from anlage.encoders.slide_encoder import OpenSlideEncoder
+from anlage.errors import RecipeError
+from anlage.models.slide_model import SlideModel
+from anlage.models.slide_sizes import SIZES
+from anlage.training.finetune_config import FinetuneConfig
+from anlage.training.finetune_model_config import SlideEncoderChoice
+from anlage.training.finetune_objective import TaskObjective
+
+PLACE = "the recipe's model"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class FreshModel:
+    """A model before its first step.
+
+    Attributes:
+        network: On the CPU, in training mode; a frozen slide encoder's parameters need no gradient.
+        architecture: Keyword arguments that make such a network.
+    """
+
+    network: SlideModel
+    architecture: dict[str, Any]
+
+
+def grid_um_of(config: FinetuneConfig, encoder: OpenSlideEncoder | None) -> float:
+    """Edge of a cell of the grid that the model's slide encoder was made for, micrometres."""
+    choice = config.model.slide_encoder
+    if encoder is not None:
+        return encoder.config.grid_um
+    return SlideEncoderChoice().grid_um if choice is None else choice.grid_um
+
+
+def fresh_model(
+    config: FinetuneConfig,
+    objective: TaskObjective,
+    *,
+    input_width: int,
+    encoder: OpenSlideEncoder | None,
+    seed: int,
+) -> FreshModel:
+    """The model of a recipe, its new parts drawn by the seed, its slide encoder as pretrained.
+
+    Args:
+        config: The recipe.
+        objective: Of the task, for the outputs.
+        input_width: Width of a tile embedding.
+        encoder: The pretrained slide encoder, whose weights are copied; None for random ones.
+        seed: Of the weights.
+
+    Raises:
+        RecipeError: If the parts do not fit each other.
+    """
+    architecture = _architecture(config, objective, input_width=input_width, encoder=encoder)
+    torch.manual_seed(seed)
+    try:
+        network = SlideModel(**architecture)
+    except (TypeError, ValueError) as error:
+        raise RecipeError(PLACE, f"{error}") from error
+    if encoder is not None:
+        assert network.slide_encoder is not None
+        network.slide_encoder.load_state_dict(encoder.network.state_dict())
+    choice = config.model.slide_encoder
+    if choice is not None and choice.frozen and network.slide_encoder is not None:
+        network.slide_encoder.requires_grad_(requires_grad=False)
+    return FreshModel(network.train(), architecture)
+
+
+def set_training_mode(network: SlideModel) -> None:
+    """Training mode, but for a frozen slide encoder, which stays as it is used: no dropout."""
+    network.train()
+    encoder = network.slide_encoder
+    if encoder is not None and not any(p.requires_grad for p in encoder.parameters()):
+        encoder.eval()
+
+
+def _architecture(
+    config: FinetuneConfig,
+    objective: TaskObjective,
+    *,
+    input_width: int,
+    encoder: OpenSlideEncoder | None,
+) -> dict[str, Any]:
+    model = config.model
+    return {
+        "input_width": input_width,
+        "n_outputs": objective.n_outputs,
+        "slide_encoder": _encoder_arguments(model.slide_encoder, encoder),
+        "route": model.route,
+        "layers": model.layers,
+        "pooling": dict(model.pooling) if model.route == "pool" else None,
+        "shortcut": model.shortcut,
+        "head": "ordered" if config.task.kind == "ordinal" else "linear",
+        "dropout": model.dropout,
+    }
+
+
+def _encoder_arguments(
+    choice: SlideEncoderChoice | None, encoder: OpenSlideEncoder | None
+) -> dict[str, Any] | None:
+    if choice is None:
+        return None
+    if encoder is not None:
+        found = dict(encoder.config.architecture)
+        found.pop("input_width", None)
+    elif choice.size is not None and choice.size in SIZES:
+        found = dict(SIZES[choice.size])
+    else:
+        msg = f"model.slide_encoder needs init, or a size of {', '.join(SIZES)}; got {choice.size}"
+        raise RecipeError(PLACE, f"{msg}. Name one, or give --slide-encoder")
+    changed = {"dropout": choice.dropout, "stochastic_depth": choice.stochastic_depth}
+    found |= {name: value for name, value in changed.items() if value is not None}
+    if choice.segments is not None:
+        found["segments"] = choice.segments
+    return {name: list(v) if isinstance(v, tuple) else v for name, v in found.items()}
