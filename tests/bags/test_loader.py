@@ -28,7 +28,7 @@ def test_batches_hold_the_bags_one_after_the_other(folder):
         np.testing.assert_array_equal(batch.features_TD.numpy(), features)
         corners = np.concatenate([bag.coords for bag in wanted])
         np.testing.assert_array_equal(batch.corner_T2.numpy(), corners)
-        cells = np.floor((corners + 0.5) * 0.2528 / 128)
+        cells = np.floor((corners + 1) * 0.2528 / 128)
         np.testing.assert_array_equal(batch.cell_T2.numpy(), cells)
 
 

@@ -12,9 +12,10 @@ from numpy.typing import ArrayLike, NDArray
 def grid_cells(corner_L2: ArrayLike, *, slide_mpp: float, grid_um: float) -> NDArray[np.int64]:
     """The cell (x, y) of each tile: which square of ``grid_um`` its corner lies in.
 
-        cell = floor((corner + 0.5) * slide_mpp / grid_um)
+        cell = floor((corner + 1) * slide_mpp / grid_um)
 
-    The half pixel takes up the rounding of corners that were stored as whole pixels.
+    The one pixel takes up the rounding of corners to whole pixels: tiles 128 um apart on a slide of
+    0.2528 um a pixel begin at 506.3 and 1012.7, stored as 506 and 1012, which is short of cell 2.
 
     Args:
         corner_L2: (L, 2) corners (x, y), level-0 pixels.
@@ -28,7 +29,8 @@ def grid_cells(corner_L2: ArrayLike, *, slide_mpp: float, grid_um: float) -> NDA
         ValueError: If ``slide_mpp`` or ``grid_um`` is not a positive number.
 
     Source: Xu et al. 2024, A whole-slide foundation model for digital pathology from real-world
-        data, Nature 630:181, Methods. Their code floors the corner itself.
+        data, Nature 630:181, Methods. Their code takes
+            floor(corner / 256) of corners in pixels, the same at 0.5 um a pixel.
     """
     if not (0 < slide_mpp < np.inf and 0 < grid_um < np.inf):
         msg = (
@@ -37,7 +39,7 @@ def grid_cells(corner_L2: ArrayLike, *, slide_mpp: float, grid_um: float) -> NDA
         )
         raise ValueError(msg)
     corner_L2 = np.asarray(corner_L2)
-    return np.floor((corner_L2 + 0.5) * (slide_mpp / grid_um)).astype(np.int64)
+    return np.floor((corner_L2 + 1) * (slide_mpp / grid_um)).astype(np.int64)
 
 
 def n_in_taken_cells(cell_L2: NDArray[np.int64]) -> int:
