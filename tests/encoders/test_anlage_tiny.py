@@ -15,9 +15,9 @@ from anlage import samples
 from anlage.embedding.embed_tiles import embed_tiles
 from anlage.encoders.bundled import BUNDLED
 from anlage.encoders.folder import load_encoder
+from anlage.encoders.leakage import seen_in_pretraining
 from anlage.evaluation.evaluate import evaluate_encoder
 from anlage.evaluation.labelled_tiles import LabelledTiles
-from anlage.evaluation.leakage import seen_in_pretraining
 from anlage.evaluation.notes import leakage_note
 from anlage.evaluation.tile_pixels import fit_tile, read_tile_file
 from anlage.slides.indexing.index import index_slides

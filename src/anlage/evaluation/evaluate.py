@@ -10,12 +10,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from anlage.encoders.leakage import seen_in_pretraining
 from anlage.encoders.open_encoder import open_encoder
 from anlage.encoders.tile_encoder import TileEncoder
 from anlage.errors import LabelledDataError
 from anlage.evaluation.features import TileFeatures, tile_features
 from anlage.evaluation.labelled_tiles import LabelledTiles
-from anlage.evaluation.leakage import seen_in_pretraining
 from anlage.evaluation.notes import (
     comparison_notes,
     grouping_notes,

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from anlage.encoders.leakage import Leakage
 from anlage.evaluation.labelled_tiles import LabelledTiles
-from anlage.evaluation.result import Comparison, Data, Leakage, Score, interval_in_words
+from anlage.evaluation.result import Comparison, Data, Score, interval_in_words
 from anlage.probes.uncertainty.interval import FEWEST_RELIABLE_GROUPS
 
 FEW_DIRECTIONS = 2.0

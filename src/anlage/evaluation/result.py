@@ -8,6 +8,7 @@ from typing import Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from anlage.encoders.leakage import Leakage
 from anlage.errors import LabelledDataError
 from anlage.files import write_json_whole
 from anlage.probes.uncertainty.interval import Interval
@@ -98,23 +99,6 @@ class Data(_Frozen):
     group_column: str
     classes: dict[str, ClassCount]
     preparation: dict[str, int]
-
-
-class Leakage(_Frozen):
-    """Which cases the encoder saw: in pretraining, without their labels, or in its choice.
-
-    Attributes:
-        is_known: Whether the encoder's provenance names its patients and the data its cases; False
-            when none was found but some slide's patient was never named.
-        n_groups: Groups tested.
-        seen: Names of those that are among the patients.
-        chosen_by: Names of those whose labels chose the encoder, among ``seen``.
-    """
-
-    is_known: bool
-    n_groups: int
-    seen: list[str]
-    chosen_by: list[str] = []
 
 
 class EvaluationResult(_Frozen):

@@ -5,7 +5,26 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from anlage.evaluation.result import Leakage
+from pydantic import BaseModel, ConfigDict
+
+
+class Leakage(BaseModel):
+    """Which cases the encoder saw: in pretraining, without their labels, or in its choice.
+
+    Attributes:
+        is_known: Whether the encoder's provenance names its patients and the data its cases; False
+            when none was found but some slide's patient was never named.
+        n_groups: Groups tested.
+        seen: Names of those that are among the patients.
+        chosen_by: Names of those whose labels chose the encoder, among ``seen``.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    is_known: bool
+    n_groups: int
+    seen: list[str]
+    chosen_by: list[str] = []
 
 
 def seen_in_pretraining(

@@ -1,4 +1,4 @@
-from anlage.evaluation.leakage import seen_in_pretraining
+from anlage.encoders.leakage import seen_in_pretraining
 from anlage.evaluation.notes import leakage_note
 
 
