@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from anlage.models.dilated_attention import DilatedPlan, dilated_attention
+from anlage.models.dilated_attention import DilatedPlan, dilated_self_attention
 
 
 class DilatedSelfAttention(nn.Module):
@@ -46,8 +46,7 @@ class DilatedSelfAttention(nn.Module):
     def forward(self, tokens_TD: Tensor, plan: DilatedPlan) -> Tensor:
         """Mix the tokens of each bag, (T, D) -> (T, D)."""
         qkv_T3HE = self.qkv(tokens_TD).view(len(tokens_TD), 3, self.n_heads, -1)
-        query_THE, key_THE, value_THE = qkv_T3HE.unbind(1)
-        mixed_THE = dilated_attention(query_THE, key_THE, value_THE, plan)
+        mixed_THE = dilated_self_attention(qkv_T3HE, plan)
         out: Tensor = self.proj(self.inner_norm(mixed_THE.flatten(1)))
         return out
 
