@@ -50,6 +50,8 @@ def test_overlapping_and_repeated_tiles_share_cells():
     cell_L2 = grid_cells(corner_L2, slide_mpp=0.25, grid_um=128.0)
     np.testing.assert_array_equal(cell_L2, [[0, 0], [0, 0], [1, 0], [0, 0]])
     assert n_in_taken_cells(cell_L2) == 2
+    many_L2 = np.random.default_rng(1).integers(-3, 40, (1000, 2))
+    assert n_in_taken_cells(many_L2) == 1000 - len({tuple(cell) for cell in many_L2.tolist()})
     assert n_in_taken_cells(cell_L2[:0]) == 0
 
 

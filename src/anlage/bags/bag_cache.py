@@ -12,6 +12,7 @@ from anlage.bags.bag_set import BagSet, LoadedBag
 from anlage.distributed import ALONE, Ranks
 from anlage.errors import BagError
 
+MEMINFO, CGROUP = Path("/proc/meminfo"), Path("/sys/fs/cgroup")
 LOGGER = logging.getLogger(__name__)
 MOST_BYTES = 8 * 2**30
 SHARE = 0.25  # of the free memory
@@ -67,10 +68,11 @@ class BagCache:
         with reading:
             kept = self._kept.get(slide_id)
             if kept is not None:
-                self.n_kept += 1
+                with self._lock:
+                    self.n_kept += 1
                 return kept
-            is_torn = self.bags.facts[slide_id].place.endswith(".zarr")
-            loaded = self.bags.read(slide_id, verify=is_torn or slide_id not in self._verified)
+            is_zarr = self.bags.facts[slide_id].place.endswith(".zarr")
+            loaded = self.bags.read(slide_id, verify=is_zarr or slide_id not in self._verified)
             self._keep(loaded)
         return loaded
 
@@ -114,21 +116,19 @@ def default_bytes(ranks: Ranks = ALONE) -> int:
 def free_bytes() -> int:
     """Memory that can be used without swapping, bytes; 4 GiB where the system does not say."""
     try:
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        lines = MEMINFO.read_text(encoding="ascii").splitlines()
     except OSError:
-        return UNKNOWN_BYTES
-    kib = {name: amount.split()[0] for name, _, amount in (x.partition(":") for x in lines)}
-    of_machine = int(kib.get("MemAvailable", UNKNOWN_BYTES // 1024)) * 1024
-    return min([of_machine, *_free_of_container()])
+        lines = []
+    found = [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")]
+    return min([*found, *_free_of_container()], default=UNKNOWN_BYTES)
 
 
 def _free_of_container() -> list[int]:
     """What the limit of a container leaves free (cgroup 2), if there is one."""
-    folder = Path("/sys/fs/cgroup")
     try:
-        limit = (folder / "memory.max").read_text(encoding="ascii").strip()
-        used = int((folder / "memory.current").read_text(encoding="ascii"))
-        lines = (folder / "memory.stat").read_text(encoding="ascii").splitlines()
+        limit = (CGROUP / "memory.max").read_text(encoding="ascii").strip()
+        used = int((CGROUP / "memory.current").read_text(encoding="ascii"))
+        lines = (CGROUP / "memory.stat").read_text(encoding="ascii").splitlines()
     except OSError:
         return []
     if not limit.isdecimal():

@@ -29,8 +29,8 @@ def grid_cells(corner_L2: ArrayLike, *, slide_mpp: float, grid_um: float) -> NDA
         ValueError: If ``slide_mpp`` or ``grid_um`` is not a positive number.
 
     Source: Xu et al. 2024, A whole-slide foundation model for digital pathology from real-world
-        data, Nature 630:181, Methods. Their code takes
-            floor(corner / 256) of corners in pixels, the same at 0.5 um a pixel.
+        data, Nature 630:181, Methods. Their code floors corner / 256
+        in pixels, which is the same at 0.5 um a pixel.
     """
     if not (0 < slide_mpp < np.inf and 0 < grid_um < np.inf):
         msg = (
@@ -48,4 +48,8 @@ def n_in_taken_cells(cell_L2: NDArray[np.int64]) -> int:
     Args:
         cell_L2: (L, 2) cells.
     """
-    return len(cell_L2) - len(np.unique(cell_L2, axis=0)) if len(cell_L2) else 0
+    if not len(cell_L2):
+        return 0
+    least_2, most_2 = cell_L2.min(axis=0), cell_L2.max(axis=0)
+    key_L = (cell_L2 - least_2) @ np.array([1, most_2[0] - least_2[0] + 1])
+    return len(key_L) - len(np.unique(key_L))
