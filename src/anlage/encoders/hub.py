@@ -9,12 +9,39 @@ from __future__ import annotations
 import logging
 from functools import cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
-from anlage.encoders.presets import PRESETS, Preset
 from anlage.errors import EncoderError
 
 LOGGER = logging.getLogger(__name__)
+
+
+class Hosted(Protocol):
+    """A published encoder whose weights lie on the hub, of tiles or of slides."""
+
+    @property
+    def name(self) -> str:
+        """What it is called here."""
+
+    @property
+    def repo(self) -> str:
+        """Its repository."""
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """Weight files to look for there, in this order."""
+
+    @property
+    def licence(self) -> str:
+        """Licence of the weights."""
+
+    @property
+    def gated(self) -> bool:
+        """Whether its page asks for an account and an agreement."""
+
+    @property
+    def verified(self) -> str | None:
+        """The source that confirms it."""
 
 
 class HubFile(NamedTuple):
@@ -31,7 +58,7 @@ class HubFile(NamedTuple):
     revision: str | None
 
 
-def cached_file(preset: Preset) -> HubFile | None:
+def cached_file(preset: Hosted) -> HubFile | None:
     """The preset's weight file in the hub's cache, whole; None if it is not there.
 
     Without the hub's client nothing is found.
@@ -47,7 +74,7 @@ def cached_file(preset: Preset) -> HubFile | None:
     return None
 
 
-def fetch_file(preset: Preset, *, to: Path | None = None) -> HubFile:
+def fetch_file(preset: Hosted, *, to: Path | None = None) -> HubFile:
     """Download the preset's weight file, unless it is there already.
 
     Args:
@@ -89,21 +116,21 @@ def fetch_file(preset: Preset, *, to: Path | None = None) -> HubFile:
     raise EncoderError(preset.name, f"{msg}{preset.name}=FILE.")
 
 
-def tell_licence(preset: Preset) -> None:
+def tell_licence(preset: Hosted) -> None:
     """Say the licence, once in a process, and whether any source confirms the preset."""
-    _tell_once(preset.name)
+    gated = "; gated" if preset.gated else ""
+    _tell_once(f"{preset.name} ({preset.repo}): licence {preset.licence}{gated}", logging.INFO)
+    if preset.verified is None:
+        said = f"{preset.name}: unverified: no source that we read confirms it whole"
+        _tell_once(said, logging.WARNING)
 
 
 @cache
-def _tell_once(name: str) -> None:
-    preset = PRESETS[name]
-    gated = "; gated" if preset.gated else ""
-    LOGGER.info("%s (%s): licence %s%s", preset.name, preset.repo, preset.licence, gated)
-    if preset.verified is None:
-        LOGGER.warning("%s: unverified: no source that we read confirms it whole", preset.name)
+def _tell_once(said: str, level: int) -> None:
+    LOGGER.log(level, said)
 
 
-def hub_refusal(preset: Preset, error: Exception) -> str:
+def hub_refusal(preset: Hosted, error: Exception) -> str:
     """What to do about an error of the hub's client.
 
     Args:
