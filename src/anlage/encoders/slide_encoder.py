@@ -280,6 +280,10 @@ def _load(folder: str | Path) -> tuple[SlideEncoderConfig, SlideEncoder]:
             f"and {config.tile_encoder.width}. Correct the configuration."
         )
         raise EncoderError(place / CONFIG, msg)
+    try:
+        network.states_asked_for(config.layers)
+    except ValueError as error:
+        raise EncoderError(place / CONFIG, f"{error} Correct the configuration.") from error
     return config, network
 
 

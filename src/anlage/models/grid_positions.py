@@ -48,7 +48,7 @@ def grid_positions(cell_T2: Tensor, *, width: int) -> Tensor:
 def _along(cell_T: Tensor, *, width: int) -> Tensor:
     """(T, width) positions along one axis."""
     n_frequencies = width // 2
-    occurs_U, row_T = cell_T.unique(return_inverse=True)
+    occurs_U, row_T = torch.unique(cell_T, return_inverse=True)
     exponent_F = torch.arange(n_frequencies, dtype=torch.float64, device=cell_T.device)
     frequency_F = LONGEST_PERIOD ** -(exponent_F / n_frequencies)
     angle_UF = occurs_U.double()[:, None] * frequency_F

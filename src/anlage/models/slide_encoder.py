@@ -80,6 +80,7 @@ class SlideEncoder(nn.Module):
         super().__init__()
         _check_sizes(input_width=input_width, width=width, depth=depth, n_heads=n_heads)
         _check_branches(segments, dilations)
+        _check_shares(dropout=dropout, stochastic_depth=stochastic_depth)
         self.input_width, self.width, self.depth, self.n_heads = input_width, width, depth, n_heads
         self.branches = tuple(map(Branch, segments, dilations))
         self.head_phase, self.pad = head_phase, pad
@@ -195,10 +196,11 @@ class SlideEncoder(nn.Module):
         Raises:
             ValueError: If shapes and lengths do not fit, or there is no such state or pooling.
         """
-        wanted = self._states_asked_for(layers, pooling)
+        _check_pooling(pooling)
+        wanted = self.states_asked_for(layers)
         found: dict[int, Tensor] = {}
         states = self.states(features_TD, cell_T2, lengths, recompute=recompute)
-        for index, state_RD in enumerate(states):
+        for index, state_RD in zip(range(max(wanted) + 1), states, strict=False):
             if index in wanted:
                 last_RD = self.encoder_norm(state_RD) if layers is None else state_RD
                 found[index] = self.norm(_pool(last_RD, lengths, pooling))
@@ -230,14 +232,16 @@ class SlideEncoder(nn.Module):
         tile_TD = self.tile_embed(features_TD.to(self.tile_embed.weight.dtype))
         tile_TD = tile_TD + grid_positions(cell_T2, width=self.width)
         slide_token = self.slide_token.to(tile_TD.dtype)
-        parts = [part for bag in tile_TD.split(list(lengths)) for part in (slide_token, bag)]
+        parts = [part for bag in torch.split(tile_TD, list(lengths)) for part in (slide_token, bag)]
         rows_RD: Tensor = self.dropout(torch.cat(parts))
         return rows_RD
 
-    def _states_asked_for(self, layers: Sequence[int] | None, pooling: str) -> list[int]:
-        if pooling not in get_args(SlidePooling):
-            msg = f"SlideEncoder: needs pooling 'cls' or 'mean'; got {pooling!r}. Choose one."
-            raise ValueError(msg)
+    def states_asked_for(self, layers: Sequence[int] | None) -> list[int]:
+        """Which states ``pooled`` takes: those named, or the last.
+
+        Raises:
+            ValueError: If there is no such state, or none is named.
+        """
         if layers is None:
             return [self.depth]
         if not layers or not all(0 <= index <= self.depth for index in layers):
@@ -260,7 +264,7 @@ def _rows(lengths: Sequence[int], device: torch.device) -> tuple[Tensor, Tensor]
 
 def _pool(rows_RD: Tensor, lengths: Sequence[int], pooling: str) -> Tensor:
     """(B, D) slide tokens, or means of the tiles of each bag by itself."""
-    bags = rows_RD.split([n_tiles + 1 for n_tiles in lengths])
+    bags = torch.split(rows_RD, [n_tiles + 1 for n_tiles in lengths])
     if pooling == "cls":
         return torch.stack([bag_LD[0] for bag_LD in bags])
     return torch.stack([bag_LD[1:].mean(dim=0) for bag_LD in bags])
@@ -289,6 +293,19 @@ def _check_branches(segments: Sequence[int], dilations: Sequence[int]) -> None:
             f"{list(segments)} and dilations {list(dilations)}. Give a pair for each branch."
         )
         raise ValueError(msg)
+
+
+def _check_pooling(pooling: str) -> None:
+    if pooling not in get_args(SlidePooling):
+        msg = f"SlideEncoder: needs pooling 'cls' or 'mean'; got {pooling!r}. Choose one."
+        raise ValueError(msg)
+
+
+def _check_shares(**shares: float) -> None:
+    for name, share in shares.items():
+        if not 0 <= share < 1:
+            msg = f"SlideEncoder: needs {name} in [0, 1); got {share}. 0 switches it off."
+            raise ValueError(msg)
 
 
 def _check_bags(
