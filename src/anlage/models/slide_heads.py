@@ -41,13 +41,13 @@ class OrderedHead(nn.Module):
         self.gap = nn.Parameter(torch.tensor([math.log(math.expm1(gap)) for gap in gaps]))
 
     def thresholds(self) -> Tensor:
-        """(K,) float32, falling."""
-        gap_K = functional.softplus(self.gap.float()) + SMALLEST_GAP
-        return torch.cat([self.first.float(), self.first.float() - gap_K.cumsum(dim=0)])
+        """(K,) falling."""
+        gap_K = functional.softplus(self.gap) + SMALLEST_GAP
+        return torch.cat([self.first, self.first - gap_K.cumsum(dim=0)])
 
     def forward(self, embedding_BW: Tensor) -> Tensor:
-        """(B, W) -> (B, K) float32, falling along K."""
-        logits_BK: Tensor = self.score(embedding_BW).float() + self.thresholds()
+        """(B, W) -> (B, K), falling along K."""
+        logits_BK: Tensor = self.score(embedding_BW) + self.thresholds()
         return logits_BK
 
 

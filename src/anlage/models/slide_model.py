@@ -20,6 +20,7 @@ from anlage.models.bag_pooling.segments import (
     bag_means,
     bag_sums,
     refuse_bags,
+    wide,
 )
 from anlage.models.bag_pooling.settings import refuse_dropout
 from anlage.models.slide_encoder import SlideEncoder
@@ -137,13 +138,13 @@ class SlideModel(nn.Module):
             ValueError: If features, cells or lengths do not fit.
         """
         refuse_bags("SlideModel", features_TD, lengths, width=self.input_width)
-        features_TD = features_TD.float()
+        features_TD = wide(features_TD)
         pooled = self._pooled(features_TD, cell_T2, lengths, recompute=recompute)
         embedding_BW = pooled.embedding_BW
         if self.shortcut_norm is not None:
             tiles_BD = self._tiles(features_TD, pooled, lengths)
             embedding_BW = torch.cat([embedding_BW, self.shortcut_norm(tiles_BD)], dim=-1)
-        logits_BC = self.head(self.dropout(embedding_BW)).float()
+        logits_BC = wide(self.head(self.dropout(embedding_BW)))
         return SlideOutput(logits_BC, pooled.attention_TA, pooled.instances)
 
     def _tiles(self, features_TD: Tensor, pooled: PooledBags, lengths: Sequence[int]) -> Tensor:
@@ -181,7 +182,7 @@ class SlideModel(nn.Module):
             pooling="cls" if self.route == "cls" else "mean",
             recompute=recompute,
         )
-        return PooledBags(embedding_BW.float(), None)
+        return PooledBags(wide(embedding_BW), None)
 
     @property
     def n_layers(self) -> int:

@@ -19,6 +19,7 @@ from anlage.models.bag_pooling.segments import (
     bag_softmax,
     bag_sums,
     refuse_bags,
+    wide,
 )
 from anlage.models.bag_pooling.settings import refuse_dropout, refuse_sizes
 
@@ -121,8 +122,8 @@ class ClamPooling(BagPooling):
         n_kept_B = torch.tensor([min(n_side, n // 2) for n in lengths], device=hidden_TW.device)
         number_K = torch.arange(n_side, device=hidden_TW.device)
         return InstanceLogits(
-            top_BCK2=logits_B2CK2[:, 0].float(),
-            bottom_BCK2=logits_B2CK2[:, 1].float(),
+            top_BCK2=wide(logits_B2CK2[:, 0]),
+            bottom_BCK2=wide(logits_B2CK2[:, 1]),
             is_tile_BK=number_K < n_kept_B[:, None],
         )
 

@@ -95,8 +95,13 @@ def refuse_bags(who: str, features_TD: Tensor, lengths: Sequence[int], *, width:
         raise ValueError(msg)
 
 
+def wide(value: Tensor) -> Tensor:
+    """The values in float32, or wider where they are."""
+    return value.to(torch.promote_types(value.dtype, torch.float32))
+
+
 def bag_softmax(score_TA: Tensor, lengths: Sequence[int]) -> Tensor:
-    """Softmax over the tiles of each bag, in float32.
+    """Softmax over the tiles of each bag, in float32 or wider.
 
     Args:
         score_TA: (T, A) scores of any size, any floating dtype.
@@ -105,12 +110,12 @@ def bag_softmax(score_TA: Tensor, lengths: Sequence[int]) -> Tensor:
     Returns:
         (T, A) float32, summing to 1 over each bag in each branch.
     """
-    bags = torch.split(score_TA.float(), list(lengths))
+    bags = torch.split(wide(score_TA), list(lengths))
     return torch.cat([bag_LA.softmax(dim=0) for bag_LA in bags])
 
 
 def bag_sums(weight_TA: Tensor, features_TD: Tensor, lengths: Sequence[int]) -> Tensor:
-    """Weighted sum of the tiles of each bag, in float32 whatever autocast says.
+    """Weighted sum of the tiles of each bag, in float32 or wider whatever autocast says.
 
     Args:
         weight_TA: (T, A) weights.
@@ -123,8 +128,8 @@ def bag_sums(weight_TA: Tensor, features_TD: Tensor, lengths: Sequence[int]) -> 
     sizes = list(lengths)
     with torch.autocast(features_TD.device.type, enabled=False):
         pairs = zip(
-            torch.split(weight_TA.float(), sizes),
-            torch.split(features_TD.float(), sizes),
+            torch.split(wide(weight_TA), sizes),
+            torch.split(wide(features_TD), sizes),
             strict=True,
         )
         return torch.stack([weight_LA.T @ bag_LD for weight_LA, bag_LD in pairs])
@@ -132,5 +137,5 @@ def bag_sums(weight_TA: Tensor, features_TD: Tensor, lengths: Sequence[int]) -> 
 
 def bag_means(features_TD: Tensor, lengths: Sequence[int]) -> Tensor:
     """(B, D) float32 mean of the tiles of each bag."""
-    bags = torch.split(features_TD.float(), list(lengths))
+    bags = torch.split(wide(features_TD), list(lengths))
     return torch.stack([bag_LD.mean(dim=0) for bag_LD in bags])

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from anlage.models.bag_pooling.segments import BagPooling, PooledBags, refuse_bags
+from anlage.models.bag_pooling.segments import BagPooling, PooledBags, refuse_bags, wide
 from anlage.models.bag_pooling.settings import refuse_dropout, refuse_sizes
 from anlage.models.layers.nystrom_attention import LandmarkPad, NystromAttention
 
@@ -125,7 +125,7 @@ class TransMilPooling(BagPooling):
         del cell_T2
         refuse_bags("TransMilPooling", features_TD, lengths, width=self.input_width)
         bags = torch.split(self.embed(features_TD), list(lengths))
-        return PooledBags(torch.cat([self._one_bag(bag_LW) for bag_LW in bags]).float(), None)
+        return PooledBags(wide(torch.cat([self._one_bag(bag_LW) for bag_LW in bags])), None)
 
     def _one_bag(self, bag_LW: Tensor) -> Tensor:
         edge = math.isqrt(len(bag_LW) - 1) + 1

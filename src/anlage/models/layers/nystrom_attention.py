@@ -72,14 +72,15 @@ class NystromAttention(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, tokens_SD: Tensor) -> Tensor:
-        """(S, D) -> (S, D); the attention itself in float32 whatever autocast says."""
+        """(S, D) -> (S, D); the attention itself in float32 or wider whatever autocast says."""
         n_tokens = len(tokens_SD)
         if self.pad == "zero":
             n_zeros = -n_tokens % self.n_landmarks
             tokens_SD = functional.pad(tokens_SD, (0, 0, n_zeros, 0))
-        query, key, value = self.qkv(tokens_SD).chunk(3, dim=-1)
+        qkv = self.qkv(tokens_SD)
+        qkv = qkv.to(torch.promote_types(qkv.dtype, torch.float32))
         with torch.autocast(tokens_SD.device.type, enabled=False):
-            merged_SD = self._attend(query.float(), key.float(), value.float())
+            merged_SD = self._attend(*qkv.chunk(3, dim=-1))
         merged_SD = merged_SD[-n_tokens:]
         out_SD: Tensor = self.dropout(self.proj(merged_SD))
         return out_SD
@@ -98,7 +99,7 @@ class NystromAttention(nn.Module):
         attended_HSE = to_landmarks_HSM @ (inverse_HMM @ gathered_HME)
         mixed_EHS = functional.conv1d(
             value_HSE.permute(2, 0, 1),
-            self.value_conv.weight.float(),
+            self.value_conv.weight.to(value_HSE.dtype),
             padding=self.value_conv.kernel_size[0] // 2,
             groups=self.n_heads,
         )
