@@ -16,7 +16,7 @@ from watched import make_watched_tiles
 from anlage.errors import EncoderError
 from anlage.models.vit import VisionTransformer
 from anlage.training.watch import look, look_unlabelled
-from anlage.training.watched_tiles import watched_splits
+from anlage.training.watched_rows import watched_splits
 from reference.slow_minibatch_probes import eva_probe
 
 SETTINGS = {"neighbours": 3, "probe_steps": 20, "batch_size": 8}

@@ -7,7 +7,8 @@ import pytest
 from watched import make_watched_tiles
 
 from anlage.errors import LabelledDataError
-from anlage.training.watched_tiles import shown_tiles, watched_splits
+from anlage.training.watched_rows import watched_splits
+from anlage.training.watched_tiles import shown_tiles
 
 
 def test_folds_are_of_whole_groups_and_always_the_same() -> None:

@@ -14,7 +14,8 @@ from anlage.training.log import MetricsLog, SilentLog
 from anlage.training.training_state import Training
 from anlage.training.watch import look, look_unlabelled
 from anlage.training.watch_pictures import draw_look, picture_path
-from anlage.training.watched_tiles import WatchedTiles, shown_tiles, watched_splits
+from anlage.training.watched_rows import watched_splits
+from anlage.training.watched_tiles import WatchedTiles, shown_tiles
 
 N_SHOWN = 4
 

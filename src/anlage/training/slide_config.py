@@ -111,7 +111,8 @@ class SlideWatch(Section):
     Attributes:
         every: Steps between two looks at the held-out bags and at the labelled slides; None for
             never.
-        label: Column of the table of slides that probes predict from slide embeddings.
+        label: Column of the table of slides that probes predict from slide embeddings; None for no
+            probe.
         neighbours: k of the kNN probe.
         probe_steps: Steps of the linear probe.
         keep_best: Probe by which the best encoder is kept in ``RUN/best``; None for none.
@@ -119,7 +120,7 @@ class SlideWatch(Section):
     """
 
     every: PositiveInt | None = None
-    label: str = "label"
+    label: str | None = None
     neighbours: PositiveInt = 20
     probe_steps: PositiveInt = 500
     keep_best: Literal["knn", "linear"] | None = "knn"

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from anlage.bags.loader import BagBatch, BagSet, bag_batches, step_draws
+from anlage.bags.loader import BagBatch, BagCache, BagSet, bag_batches, step_draws
 from anlage.bags.slide_labels import SlideLabels
-from anlage.distributed import Ranks
+from anlage.distributed import ALONE, Ranks
 from anlage.errors import BagError, CatalogueError
 from anlage.training.slide_config import SlidePretrainConfig
 from anlage.training.slide_networks import MaskedBags, masked_bags
@@ -31,6 +31,7 @@ class ChosenBags:
         patient_of: Whose each slide is; the slide itself where nobody said.
         grid_um: Edge of a cell, micrometres.
         n_small: Bags left out because they have fewer than two tiles.
+        cache: Bags in memory, for training and looks.
     """
 
     bags: BagSet
@@ -39,6 +40,15 @@ class ChosenBags:
     patient_of: Mapping[str, str]
     grid_um: float
     n_small: int
+    cache: BagCache
+
+    def batches(
+        self, draws: Iterable[Sequence[tuple[int, str]]], *, threads: int
+    ) -> Generator[BagBatch]:
+        """The bags of draws, packed."""
+        return bag_batches(
+            self.bags, draws, grid_um=self.grid_um, threads=threads, cache=self.cache
+        )
 
     @property
     def n_tiles(self) -> dict[str, int]:
@@ -47,7 +57,11 @@ class ChosenBags:
 
 
 def choose_bags(
-    config: SlidePretrainConfig, bags: BagSet, table: SlideLabels | None = None
+    config: SlidePretrainConfig,
+    bags: BagSet,
+    table: SlideLabels | None = None,
+    *,
+    ranks: Ranks = ALONE,
 ) -> ChosenBags:
     """Part bags into those that are trained on and those that are held out, by patient.
 
@@ -55,6 +69,7 @@ def choose_bags(
         config: The recipe.
         bags: The bags.
         table: Whose the slides are, and their ``split``; without it each is a patient of its own.
+        ranks: Processes of this machine share the memory for bags.
 
     Returns:
         The choice: a function of seed, slides and patients.
@@ -82,7 +97,13 @@ def choose_bags(
         raise BagError(bags.folder, msg)
     measured = sorted(held, key=lambda slide: _hash(config.seed, slide))[: config.held_out.most]
     return ChosenBags(
-        bags, train, tuple(sorted(measured)), patient_of, _grid_um(config, bags), len(small)
+        bags=bags,
+        train=train,
+        held_out=tuple(sorted(measured)),
+        patient_of=patient_of,
+        grid_um=_grid_um(config, bags),
+        n_small=len(small),
+        cache=BagCache(bags, ranks=ranks),
     )
 
 
@@ -172,7 +193,7 @@ def drawn_parts(
     draws = step_parts(
         config, chosen, first_step=training.step, last_step=training.steps, ranks=training.ranks
     )
-    for batch in bag_batches(chosen.bags, draws, grid_um=chosen.grid_um, threads=threads):
+    for batch in chosen.batches(draws, threads=threads):
         yield viewed(config, batch)
 
 

@@ -30,7 +30,8 @@ from anlage.probes.unsupervised import (
     rankme,
     uniformity,
 )
-from anlage.training.watched_tiles import WatchedTiles, refuse_pixels, watched_splits
+from anlage.training.watched_rows import WatchedRows, watched_splits
+from anlage.training.watched_tiles import WatchedTiles, refuse_pixels
 
 LOGGER = logging.getLogger(__name__)
 KNN, LINEAR = "watch_knn", "watch_linear"
@@ -83,28 +84,54 @@ def look(
         LabelledDataError: If the tiles cannot be split into folds.
         EncoderError: If an embedding is not finite.
     """
-    splits = watched_splits(tiles, neighbours=neighbours, seed=seed)
     pixels_N3SS = torch.from_numpy(tiles.pixels_N3SS)
     embedding_ND = _embeddings(
         model, pixels_N3SS, config=config, batch_size=batch_size, where=str(tiles.path)
     )
+    scores = probed(embedding_ND, tiles, neighbours=neighbours, probe_steps=probe_steps, seed=seed)
+    return Look(metrics=scores | collapse_of(embedding_ND), embedding_ND=embedding_ND)
+
+
+def probed(
+    embedding_ND: NDArray[np.float32],
+    rows: WatchedRows,
+    *,
+    neighbours: int,
+    probe_steps: int,
+    seed: int = 0,
+) -> dict[str, float]:
+    """Balanced accuracy of both probes over all rows, on folds that are the same in every look.
+
+    Args:
+        embedding_ND: (N, D) float32.
+        rows: Label and group of each row.
+        neighbours: k of the kNN probe.
+        probe_steps: Steps of the linear probe.
+        seed: Of folds, first weights and order.
+
+    Returns:
+        ``watch_knn`` and ``watch_linear``, 0 to 1; NaN where one has no value.
+
+    Raises:
+        LabelledDataError: If the rows cannot be split into folds.
+    """
+    splits = watched_splits(rows, neighbours=neighbours, seed=seed)
 
     def knn(split: Split) -> NDArray[Any]:
         train, test = embedding_ND[split.train], embedding_ND[split.test]
-        return knn_probe(train, tiles.label_N[split.train], test, k=neighbours).label_N
+        return knn_probe(train, rows.label_N[split.train], test, k=neighbours).label_N
 
     def linear(split: Split) -> NDArray[Any]:
         train, test = embedding_ND[split.train], embedding_ND[split.test]
         (head,) = linear_probe_eva(
-            train, tiles.label_N[split.train], n_runs=1, n_steps=probe_steps, seed=seed
+            train, rows.label_N[split.train], n_runs=1, n_steps=probe_steps, seed=seed
         )
         return head.predict(test).label_N
 
-    scores = {
-        KNN: _score(KNN, knn, tiles, splits),
-        LINEAR: _score(LINEAR, linear, tiles, splits),
+    return {
+        KNN: _score(KNN, knn, rows, splits),
+        LINEAR: _score(LINEAR, linear, rows, splits),
     }
-    return Look(metrics=scores | _collapse(embedding_ND), embedding_ND=embedding_ND)
 
 
 def look_unlabelled(
@@ -133,7 +160,7 @@ def look_unlabelled(
     embedding_ND = _embeddings(
         model, pixels_N3SS.cpu(), config=config, batch_size=batch_size, where="watched tiles"
     )
-    return Look(metrics=_collapse(embedding_ND), embedding_ND=embedding_ND)
+    return Look(metrics=collapse_of(embedding_ND), embedding_ND=embedding_ND)
 
 
 @contextmanager
@@ -173,21 +200,21 @@ def _embeddings(
 def _score(
     name: str,
     predicted: Callable[[Split], NDArray[Any]],
-    tiles: WatchedTiles,
+    rows: WatchedRows,
     splits: Sequence[Split],
 ) -> float:
-    """Balanced accuracy over all tiles, each predicted by a probe that has not seen its group."""
-    predicted_N = np.empty_like(tiles.label_N)
+    """Balanced accuracy over all rows, each predicted by a probe that has not seen its group."""
+    predicted_N = np.empty_like(rows.label_N)
     try:
         for split in splits:
             predicted_N[split.test] = predicted(split)
     except ValueError as error:  # collapsed embeddings, a probe that diverged
         LOGGER.warning("%s has no value: %s", name, error)
         return nan
-    return BALANCED_ACCURACY(tiles.label_N, predicted_N)
+    return BALANCED_ACCURACY(rows.label_N, predicted_N)
 
 
-def _collapse(embedding_ND: NDArray[np.float32]) -> dict[str, float]:
+def collapse_of(embedding_ND: NDArray[np.float32]) -> dict[str, float]:
     """What tells of collapse without labels."""
     has_direction = bool(embedding_ND.any(axis=1).all()) and len(embedding_ND) > 1
     return {

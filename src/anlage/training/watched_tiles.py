@@ -12,13 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from anlage.errors import LabelledDataError
-from anlage.probes.checks import labels_of
-from anlage.probes.splits.fixed import given_folds
-from anlage.probes.splits.grouped import grouped_folds
-from anlage.probes.splits.split import Split
-
-MOST_FOLDS = 5
+from anlage.training.watched_rows import refuse_unfit_rows
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -48,43 +42,16 @@ class WatchedTiles:
 
     def __post_init__(self) -> None:
         refuse_pixels("WatchedTiles", self.pixels_N3SS.shape, self.pixels_N3SS.dtype)
-        columns = {"label": self.label_N, "group": self.group_N}
-        if self.fold_N is not None:
-            columns["fold"] = self.fold_N
-        for name, values in columns.items():
-            _refuse_gaps(self.path, name, values, n_tiles=len(self.pixels_N3SS))
-        _refuse_lone_classes(self.path, self.label_N, self.group_N)
+        refuse_unfit_rows(self, n_rows=len(self.pixels_N3SS))
+
+    @property
+    def what(self) -> str:
+        """What a row is."""
+        return "tile"
 
     def __len__(self) -> int:
         """How many tiles there are."""
         return len(self.pixels_N3SS)
-
-
-def watched_splits(tiles: WatchedTiles, *, neighbours: int, seed: int = 0) -> list[Split]:
-    """The folds that every look of a run probes on: those given, else up to five of whole groups.
-
-    Args:
-        tiles: The tiles.
-        neighbours: k of the kNN probe, which each train side needs to have.
-        seed: Of the order in which groups are dealt to folds.
-
-    Returns:
-        One split a fold; each tile is tested once.
-
-    Raises:
-        LabelledDataError: If a group is in two folds, or a fold leaves a train side with a class
-            less or with fewer than ``neighbours`` tiles. Ask before the first step.
-    """
-    try:
-        if tiles.fold_N is not None:
-            splits = given_folds(tiles.fold_N, tiles.group_N)
-        else:
-            n_folds = min(MOST_FOLDS, len(np.unique(tiles.group_N)))
-            splits = grouped_folds(tiles.label_N, tiles.group_N, n_folds=n_folds, seed=seed)
-    except ValueError as error:
-        raise LabelledDataError(tiles.path, str(error)) from error
-    _refuse_poor_train_sides(tiles, splits, neighbours=neighbours)
-    return splits
 
 
 def shown_tiles(tiles: WatchedTiles, n: int = 4) -> NDArray[np.int64]:
@@ -118,54 +85,3 @@ def refuse_pixels(who: str, shape: Sequence[int], dtype: object) -> None:
             "Stack square RGB tiles of the encoder's tile_px, channels first."
         )
         raise ValueError(msg)
-
-
-def _refuse_gaps(path: Path, name: str, values: NDArray[Any], *, n_tiles: int) -> None:
-    remedy = f"Give a {name} for each tile, or drop the tile"
-    try:
-        array = labels_of("WatchedTiles", f"{name}s", values, n_rows=n_tiles)
-    except ValueError as error:
-        raise LabelledDataError(path, f"{error} {remedy}.") from error
-    empty = np.flatnonzero([not str(value).strip() for value in array.tolist()])
-    if len(empty):
-        message = f"needs a {name} for each watched tile; got none for {len(empty)} of {n_tiles}"
-        raise LabelledDataError(path, f"{message}, the first is tile {empty[0]}. {remedy}.")
-
-
-def _refuse_lone_classes(path: Path, label_N: NDArray[Any], group_N: NDArray[Any]) -> None:
-    classes = np.unique(label_N)
-    if len(classes) < 2:
-        message = f"needs watched tiles of two classes or more; got only {str(classes[0])!r}"
-        raise LabelledDataError(path, f"{message}. Add tiles of another class.")
-    for name in classes:
-        groups = np.unique(group_N[label_N == name])
-        if len(groups) < 2:
-            message = (
-                "needs two groups (patients) or more of each watched class, one to train and one "
-                f"to test a probe; got one of class {str(name)!r}: {str(groups[0])!r}"
-            )
-            raise LabelledDataError(path, f"{message}. Add patients, or drop the class.")
-
-
-def _refuse_poor_train_sides(
-    tiles: WatchedTiles, splits: Sequence[Split], *, neighbours: int
-) -> None:
-    classes = set(tiles.label_N.tolist())
-    for split in splits:
-        lacking = sorted(map(str, classes - set(tiles.label_N[split.train].tolist())))
-        if lacking:
-            message = (
-                f"needs each watched class outside each fold; got class {lacking[0]!r} only in "
-                f"fold {split.name}"
-            )
-            raise LabelledDataError(
-                tiles.path, f"{message}. Spread its patients over folds, or drop the class."
-            )
-        if not 1 <= neighbours <= len(split.train):
-            message = (
-                f"needs {neighbours} watched tiles or more to train on in each fold; got "
-                f"{len(split.train)} outside fold {split.name}"
-            )
-            raise LabelledDataError(
-                tiles.path, f"{message}. Add tiles, or set watch.neighbours={len(split.train)}."
-            )

@@ -1,0 +1,103 @@
+"""What a slide pretraining run leaves behind: checkpoints, and the encoder as a folder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from anlage.bags.bag import NAMED
+from anlage.bags.loader import BagSet
+from anlage.encoders.slide_encoder import (
+    SlideEncoderConfig,
+    TileEncoderFacts,
+    save_slide_encoder,
+)
+from anlage.provenance import sha256_of_json
+from anlage.training.checkpoint_writer import CheckpointWriter
+from anlage.training.run_record import MOST_LISTED_SLIDES, record_of
+from anlage.training.slide_config import SlidePretrainConfig
+from anlage.training.slide_feed import ChosenBags
+from anlage.training.slide_networks import encoder_arguments
+from anlage.training.slide_training_state import SlideTraining
+
+
+def slide_record(
+    config: SlidePretrainConfig, chosen: ChosenBags, *, n_ranks: int
+) -> dict[str, Any]:
+    """Everything a run depends on, as JSON: ``run.json``.
+
+    Args:
+        config: The resolved recipe.
+        chosen: The bags of the run.
+        n_ranks: Processes that share each step.
+
+    Returns:
+        What ``record_of`` gives; a fingerprint over the bags that are trained on and held out, the
+        content hash of each (up to 100,000), the patients, how many slides count as a patient of
+        their own, the grid and the tile encoder.
+    """
+    facts = chosen.bags.facts
+    trained, held = (
+        {slide: facts[slide].content_sha256 for slide in slides}
+        for slides in (chosen.train, chosen.held_out)
+    )
+    patients = {slide: chosen.patient_of[slide] for slide in chosen.train}
+    data = {
+        "stage": "slide",
+        "bags": sha256_of_json([trained, held]),
+        "n_slides": len(trained),
+        "slides": trained if len(trained) <= MOST_LISTED_SLIDES else {},
+        "patients": sorted(set(patients.values())),
+        "n_without_patient": sum(slide == patient for slide, patient in patients.items()),
+        "held_out": sorted(held),
+        "n_too_small": chosen.n_small,
+        "n_refused": len(chosen.bags.refused) + len(chosen.bags.empty),
+        "grid_um": chosen.grid_um,
+        "tile_encoder": tile_encoder_of(chosen.bags).model_dump(mode="json"),
+    }
+    return record_of(config, data, n_ranks=n_ranks)
+
+
+def tile_encoder_of(bags: BagSet) -> TileEncoderFacts:
+    """The tile encoder that made bags."""
+    made = bags.attributes
+    is_named = made.encoder_fingerprint.startswith(NAMED)
+    return TileEncoderFacts(
+        name=made.encoder_name or made.encoder_fingerprint.removeprefix(NAMED),
+        fingerprint=None if is_named else made.encoder_fingerprint,
+        mpp=made.mpp,
+        tile_px=made.tile_px,
+        width=bags.width,
+    )
+
+
+def slide_encoder_config(training: SlideTraining) -> SlideEncoderConfig:
+    """What the encoder of now is, and how it is to be used."""
+    config, record = training.config, training.record
+    made_for = TileEncoderFacts.model_validate(record["tile_encoder"])
+    return SlideEncoderConfig(
+        architecture=encoder_arguments(config, input_width=made_for.width),
+        grid_um=record["grid_um"],
+        tile_encoder=made_for,
+        pooling=config.encoder.pooling,
+        provenance={**record, "step": training.step},
+    )
+
+
+def save_slide_run(training: SlideTraining, writer: CheckpointWriter) -> None:
+    """Begin a checkpoint, and write the encoder of now beside it. Every rank calls it."""
+    writer.save(training.state(), step=training.step, provenance=training.record)
+    save_run_slide_encoder(training)
+
+
+def save_run_slide_encoder(training: SlideTraining) -> None:
+    """Write ``RUN/encoder``; rank 0 does."""
+    if training.ranks.is_main:
+        folder, config = training.run_dir / "encoder", slide_encoder_config(training)
+        save_slide_encoder(folder, training.network.encoder, config)
+
+
+def naming_cases(config: SlideEncoderConfig, cases: Mapping[str, Any]) -> SlideEncoderConfig:
+    """The config of an encoder that labels chose: it names their cases, so that a test can tell."""
+    watched = {**config.provenance.get("watched", {}), **cases}
+    return config.model_copy(update={"provenance": {**config.provenance, "watched": watched}})
