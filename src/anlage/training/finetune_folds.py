@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,13 +15,17 @@ from numpy.typing import NDArray
 
 from anlage.bags.slide_labels import SlideLabels
 from anlage.errors import CatalogueError, LabelledDataError
-from anlage.files import write_text_whole
 from anlage.probes.splits.fixed import given_folds, train_test
 from anlage.probes.splits.grouped import grouped_folds, train_validation_test
 from anlage.probes.splits.nested import inner_split
 from anlage.probes.splits.site_preserving import site_preserving_folds
 from anlage.probes.splits.split import SIDES, Split, group_name
-from anlage.probes.splits.tables import parse_split_table, splits_from_table, splits_to_table
+from anlage.probes.splits.tables import (
+    SplitTable,
+    parse_split_table,
+    splits_from_table,
+    splits_to_table,
+)
 from anlage.training.finetune_config import FinetuneConfig
 from anlage.training.finetune_targets import Targets
 from anlage.training.finetune_task_config import SURVIVAL
@@ -68,11 +73,9 @@ def folds_of(
     return found
 
 
-def write_folds(path: Path, splits: list[Split], targets: Targets) -> str:
-    """Write the folds by slide, with all sides; gives the SHA-256 of the table."""
-    table = splits_to_table(splits, targets.slide_ids, key_column="slide_id")
-    write_text_whole(path, table.text)
-    return table.sha256
+def table_of_folds(splits: Sequence[Split], targets: Targets) -> SplitTable:
+    """The folds by slide with all their sides, in the form that ``--splits`` takes."""
+    return splits_to_table(splits, targets.slide_ids, key_column="slide_id")
 
 
 def _drawn(config: FinetuneConfig, targets: Targets, labels: SlideLabels) -> list[Split]:

@@ -59,7 +59,7 @@ def fresh_model(
     Raises:
         RecipeError: If the parts do not fit each other.
     """
-    architecture = _architecture(config, objective, input_width=input_width, encoder=encoder)
+    architecture = model_arguments(config, objective, input_width=input_width, encoder=encoder)
     torch.manual_seed(seed)
     try:
         network = SlideModel(**architecture)
@@ -82,13 +82,14 @@ def set_training_mode(network: SlideModel) -> None:
         encoder.eval()
 
 
-def _architecture(
+def model_arguments(
     config: FinetuneConfig,
     objective: TaskObjective,
     *,
     input_width: int,
     encoder: OpenSlideEncoder | None,
 ) -> dict[str, Any]:
+    """Keyword arguments of the recipe's ``SlideModel``; those of ``fresh_model`` but the seed."""
     model = config.model
     return {
         "input_width": input_width,

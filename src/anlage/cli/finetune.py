@@ -1,0 +1,105 @@
+"""The command that fine-tunes a slide model on labels."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from anlage.cli.application import MOST_THREADS, Exit, app, log_to
+
+if TYPE_CHECKING:
+    from anlage.bags.slide_labels import SlideLabels
+    from anlage.training.finetune_config import FinetuneConfig
+
+
+@app.command("finetune")
+def finetune_command(
+    bags: Annotated[str, typer.Option(help="Folder or URL of bags of one tile encoder.")],
+    labels: Annotated[Path, typer.Option(help="CSV, TSV, Parquet or catalogue: slide_id, labels.")],
+    run: Annotated[Path | None, typer.Option(help="Folder of the run.")] = None,
+    recipe: Annotated[str, typer.Option(help="Recipe's name, or a YAML file.")] = "abmil",
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", help="Change one value: dotted.key=value.")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with an existing run.")] = False,
+    slide_encoder: Annotated[
+        str | None, typer.Option(help="Slide encoder to begin with: a folder or a preset.")
+    ] = None,
+    splits: Annotated[
+        Path | None, typer.Option(help="CSV of slides or patients and sides (fold_0 ..., split).")
+    ] = None,
+    slides: Annotated[
+        Path | None, typer.Option(help="Table of slide_id and patient_id, if labels lack either.")
+    ] = None,
+    tcga: Annotated[
+        bool, typer.Option("--tcga", help="Take patients and sites from TCGA barcodes.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what the run would do; do nothing.")
+    ] = False,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    threads: Annotated[int, typer.Option(min=1, max=MOST_THREADS, help="Threads that read.")] = 2,
+) -> None:
+    """Fine-tune a slide model on labels, fold by fold of whole patients, beside its floors."""
+    from anlage.recipe import load_recipe
+    from anlage.training.finetune_config import FinetuneConfig
+
+    changes = [*(overrides or ()), *_begin_with(slide_encoder)]
+    config = load_recipe(recipe, FinetuneConfig, overrides=changes)
+    table = _labels(labels, bags, slides, tcga=tcga)
+    if dry_run:
+        _say_plan(config, bags, table, splits, device)
+        return
+    if run is None:
+        msg = "needs --run (or --dry-run)."
+        raise typer.BadParameter(msg)
+    from anlage.training.finetune import finetune
+    from anlage.training.run_record import refuse_existing_run
+
+    if not resume:
+        refuse_existing_run(run)
+    log_to(run / "anlage.log")
+    end = finetune(
+        config, bags, table, run, resume=resume, splits=splits, device=device, threads=threads
+    )
+    for slide in end.refused:
+        print(f"refused: {slide.slide_id}: {slide.reason}")
+    if end.result is None:
+        print(f"stopped after {end.folds_done} folds; the same command with --resume goes on")
+        raise typer.Exit(Exit.INTERRUPTED)
+    for line in end.result.summary():
+        print(line)
+    print(f"result: {run / 'result.json'}")
+    if end.refused:
+        raise typer.Exit(Exit.SOME_REFUSED)
+
+
+def _begin_with(slide_encoder: str | None) -> list[str]:
+    if slide_encoder is None:
+        return []
+    named = json.dumps(slide_encoder)
+    return [f"model.slide_encoder.init={named}", "model.slide_encoder.size=null"]
+
+
+def _labels(path: Path, bags: str, slides: Path | None, *, tcga: bool) -> SlideLabels:
+    from anlage.bags.slide_labels import SlideLabels
+    from anlage.bags.store import list_bags
+
+    names = list(list_bags(bags)) if tcga else []
+    return SlideLabels.open(path, slides=slides, slide_ids=names, ids="tcga" if tcga else None)
+
+
+def _say_plan(
+    config: FinetuneConfig, bags: str, table: SlideLabels, splits: Path | None, device: str
+) -> None:
+    from anlage.training.finetune_plan import plan_lines
+    from anlage.training.finetune_preparation import prepare
+
+    prepared = prepare(config, bags, table, splits=splits, device=device, reads_bags=False)
+    for slide in prepared.refused:
+        print(f"refused: {slide.slide_id}: {slide.reason}")
+    for line in plan_lines(config, prepared):
+        print(line)

@@ -1,0 +1,133 @@
+"""What a fine-tuned model has to beat: the training side's frequencies, and a probe on mean tiles.
+
+Shape suffixes: N slides, M training slides, D width of a tile embedding, P numbers of a prediction.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+from numpy.typing import NDArray
+
+from anlage.bags.loader import BagCache, BagSet
+from anlage.errors import BagError
+from anlage.probes.linear.logistic import logistic_probe
+from anlage.probes.regression.cox import cox_probe
+from anlage.probes.regression.ridge import ridge_probe
+from anlage.probes.splits.split import Split
+from anlage.training.finetune_targets import Targets
+from anlage.training.finetune_task_config import SURVIVAL
+
+LOGGER = logging.getLogger(__name__)
+COST = 0.1  # of the data in the logistic probe, as of `anlage evaluate`
+Floats = NDArray[np.float64]
+
+
+def mean_tiles(
+    cache: BagCache, *, threads: int = 2
+) -> tuple[BagSet, dict[str, NDArray[np.float32]]]:
+    """The mean tile of each bag, all of which are read once: damaged ones are known from then on.
+
+    Args:
+        cache: The bags; it keeps what fits.
+        threads: Threads that read.
+
+    Returns:
+        The set without damaged bags, which are in its ``refused``; (D,) means by slide.
+
+    Raises:
+        BagError: If none is left.
+    """
+
+    def mean_of(slide_id: str) -> NDArray[np.float32] | BagError:
+        try:
+            features_LD = cache.take(slide_id).features_LD
+        except BagError as error:
+            return error
+        return np.asarray(features_LD.double().mean(dim=0).float().numpy())
+
+    with ThreadPoolExecutor(threads) as pool:
+        found = list(pool.map(mean_of, cache.bags.slide_ids))
+    pairs = list(zip(cache.bags.slide_ids, found, strict=True))
+    damaged = [mean for _, mean in pairs if isinstance(mean, BagError)]
+    for error in damaged:
+        LOGGER.warning("left out: %s", error)
+    means = {slide_id: mean for slide_id, mean in pairs if not isinstance(mean, BagError)}
+    return cache.bags.without(damaged) if damaged else cache.bags, means
+
+
+def prior_scores(targets: Targets, split: Split) -> Floats:
+    """(N, P) scores of the test side that say of each slide what is most frequent in training.
+
+    Shares of classes and labels, the mean of numbers, and one risk for all.
+    """
+    kind, target_MK = targets.task.kind, targets.target_NK[split.train]
+    if kind in SURVIVAL:
+        one_P = np.zeros(1)
+    elif kind in {"multi_class", "ordinal"}:
+        one_P = np.array([(target_MK[:, 0] == code).mean() for code in range(len(targets.classes))])
+    elif kind == "multi_label":
+        known_MK = ~np.isnan(target_MK)
+        one_P = np.nansum(target_MK, axis=0) / np.maximum(known_MK.sum(axis=0), 1)
+    else:
+        one_P = target_MK.mean(axis=0)
+    return np.tile(one_P, (len(split.test), 1))
+
+
+def mean_pool_scores(
+    targets: Targets, split: Split, means: Mapping[str, NDArray[np.float32]]
+) -> Floats | None:
+    """(N, P) scores of the test side by a linear probe on mean tiles; None where none can be made.
+
+    Logistic regression (classes, grades, each label), ridge (numbers) or Cox (survival), trained on
+    the training side alone, with penalties that nothing was chosen by.
+
+    Args:
+        targets: The task's slides.
+        split: The fold.
+        means: (D,) mean tile of each slide.
+    """
+    row_ND = np.stack([means[slide_id] for slide_id in targets.slide_ids])
+    try:
+        return _probed(targets, row_ND, split)
+    except ValueError as error:
+        LOGGER.info("fold %s: no probe on mean tiles: %s", split.name, error)
+        return None
+
+
+def _probed(targets: Targets, row_ND: NDArray[np.float32], split: Split) -> Floats:
+    kind, target_MK = targets.task.kind, targets.target_NK[split.train]
+    train_MD, test_ND = row_ND[split.train], row_ND[split.test]
+    if kind in SURVIVAL:
+        head = cox_probe(train_MD, target_MK[:, 0], target_MK[:, 1], l2=float(len(train_MD)))
+        return np.asarray(head.risk(test_ND), dtype=np.float64)[:, None]
+    if kind == "regression":
+        ridge = ridge_probe(train_MD, target_MK[:, 0], alpha=float(len(train_MD)))
+        return np.asarray(ridge.predict(test_ND), dtype=np.float64)[:, None]
+    if kind == "multi_label":
+        columns = [_one_label(train_MD, target_M, test_ND) for target_M in target_MK.T]
+        return np.stack(columns, axis=1)
+    score_NP = _class_scores(train_MD, target_MK[:, 0].astype(int), test_ND, len(targets.classes))
+    return score_NP[:, 1:] if kind == "binary" else score_NP
+
+
+def _one_label(
+    train_MD: NDArray[np.float32], target_M: Floats, test_ND: NDArray[np.float32]
+) -> Floats:
+    known = np.flatnonzero(~np.isnan(target_M))
+    label_M = target_M[known].astype(int)
+    if len(np.unique(label_M)) < 2:
+        return np.full(len(test_ND), label_M.mean() if len(label_M) else 0.5)
+    return _class_scores(train_MD[known], label_M, test_ND, 2)[:, 1]
+
+
+def _class_scores(
+    train_MD: NDArray[np.float32], label_M: NDArray[np.int64], test_ND: NDArray[np.float32], n: int
+) -> Floats:
+    predicted = logistic_probe(train_MD, label_M, cost=COST).predict(test_ND)
+    score_NP = np.zeros((len(test_ND), n))
+    score_NP[:, predicted.class_C.astype(int)] = predicted.score_NC
+    return score_NP

@@ -1,0 +1,165 @@
+"""What a fine-tuning run looks at before its first step: labels, bags, encoder, folds."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from anlage.bags.loader import BagCache, BagSet
+from anlage.bags.slide_labels import SlideLabels
+from anlage.bags.store import list_bags
+from anlage.encoders.open_slide_encoder import open_slide_encoder
+from anlage.encoders.slide_encoder import OpenSlideEncoder
+from anlage.encoders.tile_encoder import torch_device
+from anlage.probes.splits.split import Split
+from anlage.slides.storage.location import is_remote
+from anlage.training.finetune_config import FinetuneConfig
+from anlage.training.finetune_floors import mean_tiles
+from anlage.training.finetune_folds import folds_of, table_of_folds
+from anlage.training.finetune_material import Material
+from anlage.training.finetune_network import grid_um_of
+from anlage.training.finetune_result import LeftOut
+from anlage.training.finetune_targets import targets_of
+
+LOGGER = logging.getLogger(__name__)
+MAX_TILES = 1_000_000
+UNLABELLED = "with a bag and without a row in the labels"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Prepared:
+    """A run that can begin.
+
+    Attributes:
+        material: Bags, targets, encoder.
+        splits: The folds.
+        means: (D,) mean tile of each slide; empty where bags were not read.
+        refused: Labelled slides without a usable bag.
+        passed_over: How many slides the task does not take, by reason.
+        is_grouped: Whether the labels name patients at all.
+        tile_provenance: Of the tile encoder, as the folder of bags tells it; empty if it does not.
+        data: Fingerprints of bags, labels, splits and slide encoder.
+    """
+
+    material: Material
+    splits: list[Split]
+    means: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
+    refused: list[LeftOut]
+    passed_over: dict[str, int]
+    is_grouped: bool
+    tile_provenance: Mapping[str, Any]
+    data: dict[str, Any]
+
+
+def prepare(
+    config: FinetuneConfig,
+    bags: str | Path,
+    labels: SlideLabels | str | Path,
+    *,
+    splits: str | Path | None = None,
+    device: str = "auto",
+    threads: int = 2,
+    reads_bags: bool = True,
+) -> Prepared:
+    """Open everything a run needs, and refuse early what would end it later.
+
+    Args:
+        config: The recipe.
+        bags: Folder or URL of bags of one tile encoder.
+        labels: Table of slides and their labels.
+        splits: Table of sides, in place of ``config.folds``.
+        device: Where to train.
+        threads: Threads that read bags.
+        reads_bags: Read each bag once, so that damaged ones are left out before folds are made;
+            False looks at headers alone.
+
+    Raises:
+        BagError: If bags are of several encoders, or of another one than the slide encoder takes.
+        CatalogueError: If the labels cannot be used, or a fold cannot be trained.
+        DeviceError: If there is no such device.
+        EncoderError: If the slide encoder cannot be opened.
+        LabelledDataError: If the table of splits cannot be used.
+    """
+    torch_on = torch_device(device)
+    labels = labels if isinstance(labels, SlideLabels) else SlideLabels.open(labels)
+    for column in config.task.columns:
+        labels.column(column)
+    encoder = _encoder(config)
+    grid_um = grid_um_of(config, encoder)
+    most = MAX_TILES if encoder is None else encoder.config.max_tiles
+    found = BagSet.open(bags, slide_ids=labels.slide_ids, max_tiles=most, grid_um=grid_um)
+    if encoder is not None:
+        encoder.refuse_bag(
+            found.attributes, width=found.width, n_tiles=max(found.n_tiles), place=found.folder
+        )
+    cache = BagCache(found)
+    means: dict[str, NDArray[np.float32]] = {}
+    if reads_bags:
+        found, means = mean_tiles(cache, threads=threads)
+    targets = targets_of(config.task, labels, found)
+    folds = folds_of(config, targets, labels, splits=splits)
+    material = Material(
+        bags=found,
+        targets=targets,
+        grid_um=grid_um,
+        encoder=encoder,
+        cache=cache,
+        device=torch_on,
+        threads=threads,
+    )
+    n_unlabelled = len(set(list_bags(bags)) - set(labels.slide_ids))
+    passed_over = {why: len(ids) for why, ids in targets.left_out.items()}
+    return Prepared(
+        material=material,
+        splits=folds,
+        means=means,
+        refused=_refused(found),
+        passed_over=passed_over | ({UNLABELLED: n_unlabelled} if n_unlabelled else {}),
+        is_grouped=any(labels.patient_of[slide_id] != slide_id for slide_id in targets.slide_ids),
+        tile_provenance=_tile_provenance(found),
+        data={
+            "bags": found.fingerprint,
+            "labels": labels.fingerprint,
+            "splits": table_of_folds(folds, targets).sha256,
+            "slide_encoder": None if encoder is None else encoder.fingerprint,
+            "tile_encoder": found.attributes.encoder_fingerprint,
+        },
+    )
+
+
+def _encoder(config: FinetuneConfig) -> OpenSlideEncoder | None:
+    choice = config.model.slide_encoder
+    if choice is None or choice.init is None:
+        return None
+    return open_slide_encoder(choice.init)
+
+
+def _refused(found: BagSet) -> list[LeftOut]:
+    missing = [LeftOut(slide_id=slide_id, reason="has no bag") for slide_id in found.missing]
+    empty = [LeftOut(slide_id=slide_id, reason="its bag holds no tile") for slide_id in found.empty]
+    damaged = [
+        LeftOut(slide_id=Path(error.path).stem, reason=error.message) for error in found.refused
+    ]
+    return [*missing, *empty, *damaged]
+
+
+def _tile_provenance(found: BagSet) -> Mapping[str, Any]:
+    """What ``embedding.json`` beside the bags tells of the encoder that made them."""
+    path = Path(found.folder) / "embedding.json"
+    if is_remote(found.folder) or not path.is_file():
+        return {}
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        provenance = record["encoder"]["provenance"]
+        is_of_these = record["encoder_fingerprint"] == found.attributes.encoder_fingerprint
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        LOGGER.warning("%s: tells nothing of the tile encoder (%s)", path, error)
+        return {}
+    return dict(provenance) if is_of_these else {}
