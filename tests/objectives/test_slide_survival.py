@@ -118,8 +118,10 @@ def test_bins_hold_as_many_events_each() -> None:
     expected = np.quantile(time[event == 1].double().numpy(), [0.25, 0.5, 0.75])
     np.testing.assert_allclose(edges, expected)
     assert bin_of(time[event == 1], edges).bincount().tolist() == [50] * 4
-    ends = torch.tensor([0.0, 1e9, float(edges[1])])
+    ends = torch.tensor([0.0, 1e9, float(edges[1])]).double()
     assert bin_of(ends, edges).tolist() == [0, 3, 2]
+    columns = torch.stack([ends, ends], dim=1)
+    assert bin_of(columns[:, 0], edges).tolist() == [0, 3, 2]
 
 
 def test_hazards_equal_one_bag_at_a_time_and_mcat() -> None:

@@ -98,7 +98,7 @@ def survival_bins(time_N: Tensor, event_N: Tensor, *, n_bins: int = 4) -> Tensor
 
 def bin_of(time_B: Tensor, edges_C: Tensor) -> Tensor:
     """(B,) int64 interval of each time; an edge belongs to the interval that it begins."""
-    return torch.bucketize(time_B.double(), edges_C, right=True)
+    return torch.bucketize(time_B.double().contiguous(), edges_C, right=True)
 
 
 def hazard_loss(
