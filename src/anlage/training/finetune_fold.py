@@ -27,6 +27,7 @@ from anlage.encoders.slide_model_folder import (
 from anlage.errors import CatalogueError
 from anlage.files import write_json_whole
 from anlage.probes.splits.split import Split
+from anlage.progress import meter
 from anlage.training.finetune_config import FinetuneConfig
 from anlage.training.finetune_material import Material, chunks
 from anlage.training.finetune_network import fresh_model, set_training_mode
@@ -165,13 +166,18 @@ class _Fold:
         if state.restore(self.folder):
             LOGGER.info("%s: goes on after step %d of %d", self.told, state.step, self.steps)
         is_over = self._is_over()
-        parts = self._parts()
-        with closing(parts), MetricsLog(self.folder, first_step=state.step) as log:
+        parts, title = self._parts(), f"fold {self.split.name}"
+        with (
+            closing(parts),
+            MetricsLog(self.folder, first_step=state.step) as log,
+            meter(title, total=self.steps, unit="steps", done=state.step) as shown,
+        ):
             while not is_over:
                 row = self._step([next(parts) for _ in range(self.config.accumulate)])
                 is_epoch = self._ends_an_epoch()
                 row |= self._look() if is_epoch else {}
                 log.write(state.step - 1, row)
+                shown.advance(note=f"loss {row['loss']:.3f}")
                 is_over = self._is_over()
                 is_stopped = bool(stop) and not is_over
                 if is_epoch or is_stopped:
