@@ -13,7 +13,7 @@ import torch
 
 from anlage.tiles.stream import TileBatch
 from anlage.training import tile_pretrain
-from anlage.training.checkpoint import newest_checkpoint
+from anlage.training.checkpoint import FORMAT, newest_checkpoint
 from anlage.training.log import read_metrics
 from anlage.training.pending_step import PendingStep
 from anlage.training.run_saves import PretrainResult
@@ -23,9 +23,9 @@ TIMING = {"tiles_per_s", "data_wait_share", "tflops", "mfu"}
 Seen = Callable[[Training, TileBatch], None]
 
 
-def tensors_of(run: Path) -> dict[str, torch.Tensor]:
+def tensors_of(run: Path, *, form: str = FORMAT) -> dict[str, torch.Tensor]:
     """Every tensor of the newest checkpoint, flattened to its dotted name."""
-    saved = newest_checkpoint(run / "checkpoints")
+    saved = newest_checkpoint(run / "checkpoints", form=form)
     assert saved is not None
     flat: dict[str, torch.Tensor] = {}
 
@@ -46,9 +46,9 @@ def metrics_of(run: Path) -> list[dict[str, float]]:
     return [{name: v for name, v in row.items() if name not in TIMING} for row in rows]
 
 
-def assert_same_run(one: Path, other: Path) -> None:
+def assert_same_run(one: Path, other: Path, *, form: str = FORMAT) -> None:
     """The same tensors in the newest checkpoint, bit by bit, and the same metrics."""
-    mine, theirs = tensors_of(one), tensors_of(other)
+    mine, theirs = tensors_of(one, form=form), tensors_of(other, form=form)
     assert mine.keys() == theirs.keys()
     assert len(mine) > 50
     for name, tensor in mine.items():

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pytest
 from some_bags import ATTRIBUTES
 
 from anlage.bags.bag import Bag
 from anlage.bags.store import bag_place, write_bag
 from anlage.recipe import load_recipe
+from anlage.training import slide_pretrain
 from anlage.training.slide_config import SlidePretrainConfig
+from anlage.training.slide_networks import MaskedBags
+from anlage.training.slide_training_state import SlideTraining
 
 WIDTH = 12
 MICRO = (
@@ -62,3 +69,30 @@ def write_table(path: Path, n_slides: int = 10) -> Path:
         rows.append(f"s{number},p{patient},{'yes' if number % 2 else 'no'},{split}")
     path.write_text("\n".join(rows) + "\n")
     return path
+
+
+def before_slide_steps(
+    patch: pytest.MonkeyPatch, act: Callable[[SlideTraining, list[MaskedBags]], None]
+) -> None:
+    """Call ``act`` with the run and the step's parts before each step, while ``patch`` lasts."""
+    take = slide_pretrain.slide_step
+
+    def acted(training, parts, *, wants_stop=False):
+        read = list(parts)
+        act(training, read)
+        return take(training, read, wants_stop=wants_stop)
+
+    patch.setattr(slide_pretrain, "slide_step", acted)
+
+
+@contextmanager
+def slides_stopped_after(steps: int) -> Iterator[None]:
+    """A real SIGINT arrives in the step that is this one."""
+
+    def interrupt(training: SlideTraining, _: list[MaskedBags]) -> None:
+        if training.step == steps - 1:
+            signal.raise_signal(signal.SIGINT)
+
+    with pytest.MonkeyPatch.context() as patch:
+        before_slide_steps(patch, interrupt)
+        yield

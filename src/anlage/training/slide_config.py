@@ -93,6 +93,7 @@ class SlideOptimisation(Section):
         min_lr: Learning rate at the end.
         warmup_epochs: Epochs in which the rate rises linearly from 0.
         betas: The two decay rates.
+        epsilon: Added to the root of the second moment.
         weight_decay: Weight decay; biases and norms are spared.
         clip_norm: Largest gradient norm, for encoder and decoder each; None for none.
     """
@@ -101,6 +102,7 @@ class SlideOptimisation(Section):
     min_lr: float = Field(default=1e-6, ge=0.0)
     warmup_epochs: NonNegativeFloat = 1.0
     betas: tuple[Decay, Decay] = (0.9, 0.95)
+    epsilon: PositiveFloat = 1e-8
     weight_decay: NonNegativeFloat = 0.05
     clip_norm: PositiveFloat | None = None
 
@@ -218,6 +220,7 @@ class SlidePretrainConfig(Section):
             min_lr=chosen.min_lr,
             warmup=chosen.warmup_epochs / self.epochs,
             betas=chosen.betas,
+            epsilon=chosen.epsilon,
             weight_decay=Ramp(start=decay, end=decay, shape="linear"),
             patch_embed_lr=1.0,
             clip_norm=chosen.clip_norm,
