@@ -1,8 +1,7 @@
 """Which tokens attend to which in dilated attention, worked out once for a batch of bags.
 
-Shape suffixes: T tokens of all bags, S segments of all bags, H heads, E width of a head; a
-sequence is one segment as one head sees it: G sequences of one kernel call, N tokens of the
-longest of them, M tokens of all of them.
+Shape suffixes: S segments of all bags, H heads; a sequence is one segment as one head sees it: G
+sequences, U different numbers of tokens of them.
 """
 
 from __future__ import annotations
@@ -15,6 +14,8 @@ from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
+
+from anlage.models.dilated_groups import Group, SegmentRun, gathered_group
 
 Pad = Literal["zero", "masked"]
 HeadPhase = Literal["torchscale", "paper"]
@@ -41,37 +42,6 @@ class Branch(NamedTuple):
     dilation: int
 
 
-class SequenceGroup(NamedTuple):
-    """Sequences that one kernel call attends within.
-
-    Attributes:
-        row_M: (M,) int64 rows of the (T * H, E) outputs, each at most once in a branch.
-        query_GN: (G, N) int64 rows of the (T * 3 * H, E) queries, keys and values; the key of a row
-            lies H rows after it, the value 2 H. Padding repeats a token of its sequence.
-        place_M: (M,) int64 places of ``row_M`` in the flattened (G, N); None if nothing is padded.
-        bias_GN: (G, N) float32, 0 on tokens and -inf on padding; None if nothing is padded.
-        zeros_G1: (G, 1) float32, number of zero keys that take part; None if none do.
-    """
-
-    row_M: Tensor
-    query_GN: Tensor
-    place_M: Tensor | None
-    bias_GN: Tensor | None
-    zeros_G1: Tensor | None
-
-    def tokens_only(self, values_GNX: Tensor) -> Tensor:
-        """Of (G, N, ...) those of tokens, (M, ...), padding left out."""
-        flat = values_GNX.flatten(0, 1)
-        return flat if self.place_M is None else flat.index_select(0, self.place_M)
-
-    def padded(self, values_MX: Tensor) -> Tensor:
-        """Undo ``tokens_only``, with zeros as padding."""
-        if self.place_M is not None:
-            flat = values_MX.new_zeros(self.query_GN.numel(), *values_MX.shape[1:])
-            values_MX = flat.index_copy_(0, self.place_M, values_MX)
-        return values_MX.view(*self.query_GN.shape, *values_MX.shape[1:])
-
-
 @dataclass(frozen=True, kw_only=True)
 class DilatedPlan:
     """Which tokens attend to which, for one batch; built once, used by every layer.
@@ -84,7 +54,20 @@ class DilatedPlan:
 
     lengths: tuple[int, ...]
     n_heads: int
-    branches: tuple[tuple[SequenceGroup, ...], ...]
+    branches: tuple[tuple[Group, ...], ...]
+
+
+class _Run(NamedTuple):
+    """Segments of one bag and one length, and the tokens they miss to a full one of that bag."""
+
+    first: int
+    n_segments: int
+    n_tokens: int
+    missing: int
+
+    @property
+    def n_pairs(self) -> int:
+        return self.n_segments * self.n_tokens**2
 
 
 class _Sequences(NamedTuple):
@@ -165,13 +148,8 @@ def plan_dilated(
     planned = []
     for branch in branches:
         phase_H = head_phases(n_heads, branch.dilation, rule=head_phase)
-        all_sequences = _sequences(lengths, branch, phase_H)
-        planned.append(
-            tuple(
-                _group(own, branch.dilation, n_heads, zeros=pad == "zero", device=device)
-                for own in _alike(all_sequences, SPARE_PAIRS.get(device.type))
-            )
-        )
+        groups = _groups(lengths, branch, phase_H, is_zero=pad == "zero", device=device)
+        planned.append(tuple(groups))
     return DilatedPlan(lengths=tuple(lengths), n_heads=n_heads, branches=tuple(planned))
 
 
@@ -191,36 +169,69 @@ def _check(lengths: Sequence[int], branches: Sequence[Branch], n_heads: int) -> 
         raise ValueError(msg)
 
 
-def _sequences(lengths: Sequence[int], branch: Branch, phase_H: Tensor) -> _Sequences:
-    start_S, end_S, full_S = _segments(lengths, branch.segment)
-    first_SH = start_S[:, None] + phase_H
-    count_SH = _steps(end_S[:, None] - first_SH, branch.dilation).clamp(min=0)
-    zeros_SH = _steps(full_S[:, None], branch.dilation) - count_SH
-    head_SH = torch.arange(len(phase_H)).expand_as(first_SH)
-    taken_SH = count_SH > 0
-    return _Sequences(*(of_SH[taken_SH] for of_SH in (first_SH, head_SH, count_SH, zeros_SH)))
+def _groups(
+    lengths: Sequence[int], branch: Branch, phase_H: Tensor, *, is_zero: bool, device: torch.device
+) -> Iterator[Group]:
+    spare, n_heads = SPARE_PAIRS.get(device.type, SPARE_PAIRS_ELSEWHERE), len(phase_H)
+    gathered = []
+    for run in _runs(lengths, branch.segment):
+        is_worth_a_call = len(lengths) == 1 or n_heads * run.n_pairs >= spare
+        if branch.dilation == 1 and is_worth_a_call:
+            zeros = torch.full((1, 1, 1), run.missing, dtype=torch.float32, device=device)
+            yield SegmentRun(
+                first=run.first,
+                n_segments=run.n_segments,
+                n_tokens=run.n_tokens,
+                zeros=zeros if is_zero and run.missing else None,
+            )
+        else:
+            gathered.append(run)
+    if not gathered:
+        return
+    for own in _alike(_sequences(gathered, branch.dilation, phase_H), spare):
+        yield gathered_group(
+            own.first_G,
+            own.head_G,
+            own.count_G,
+            own.zeros_G if is_zero else None,
+            dilation=branch.dilation,
+            n_heads=n_heads,
+            device=device,
+        )
 
 
-def _segments(lengths: Sequence[int], segment: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Where the segments of all bags start and end, and how long a full one of their bag is."""
-    starts, ends, full, first = [], [], [], 0
+def _runs(lengths: Sequence[int], segment: int) -> Iterator[_Run]:
+    first = 0
     for length in lengths:
         own = min(segment, length)
-        start = torch.arange(0, length, own)
-        starts.append(first + start)
-        ends.append(first + (start + own).clamp(max=length))
-        full.append(torch.full_like(start, own))
+        n_full, rest = divmod(length, own)
+        yield _Run(first, n_full, own, 0)
+        if rest:
+            yield _Run(first + n_full * own, 1, rest, own - rest)
         first += length
-    return torch.cat(starts), torch.cat(ends), torch.cat(full)
+
+
+def _sequences(runs: Sequence[_Run], dilation: int, phase_H: Tensor) -> _Sequences:
+    start_S = torch.cat([run.first + run.n_tokens * torch.arange(run.n_segments) for run in runs])
+    run_S = torch.tensor([run.n_segments for run in runs])
+    n_S1, missing_S1 = (
+        torch.tensor(own).repeat_interleave(run_S)[:, None]
+        for own in ([run.n_tokens for run in runs], [run.missing for run in runs])
+    )
+    count_SH = _steps(n_S1 - phase_H, dilation).clamp(min=0)
+    zeros_SH = _steps(n_S1 + missing_S1, dilation) - count_SH
+    head_SH = torch.arange(len(phase_H)).expand_as(count_SH)
+    taken_SH = count_SH > 0
+    sequences = (start_S[:, None] + phase_H, head_SH, count_SH, zeros_SH)
+    return _Sequences(*(of_SH[taken_SH] for of_SH in sequences))
 
 
 def _steps(extent: Tensor, step: int) -> Tensor:
     return (extent + step - 1) // step
 
 
-def _alike(sequences: _Sequences, spare_pairs: int | None) -> Iterator[_Sequences]:
+def _alike(sequences: _Sequences, spare: int) -> Iterator[_Sequences]:
     """Part sequences by length, but pad those together whose own call would cost more."""
-    spare = SPARE_PAIRS_ELSEWHERE if spare_pairs is None else spare_pairs
     length_U, n_U = (of.tolist() for of in torch.unique(sequences.count_G, return_counts=True))
     longest, n_longest, padded = length_U[-1], n_U[-1], False
     ends = [longest]
@@ -236,22 +247,3 @@ def _alike(sequences: _Sequences, spare_pairs: int | None) -> Iterator[_Sequence
         own_G = (sequences.count_G <= most) & (sequences.count_G > fewer)
         parts = [torch.split(of_G[own_G], MOST_SEQUENCES) for of_G in sequences]
         yield from (_Sequences(*own) for own in zip(*parts, strict=True))
-
-
-def _group(
-    own: _Sequences, dilation: int, n_heads: int, *, zeros: bool, device: torch.device
-) -> SequenceGroup:
-    step_N = torch.arange(int(own.count_G.max()))
-    valid_GN = step_N < own.count_G[:, None]
-    token_GN = own.first_G[:, None] + dilation * step_N.where(valid_GN, 0)
-    row_GN = token_GN * n_heads + own.head_G[:, None]
-    query_GN = token_GN * 3 * n_heads + own.head_G[:, None]
-    place_M, bias_GN, zeros_G1 = None, None, None
-    if not valid_GN.all():
-        place_M = valid_GN.flatten().nonzero().flatten().to(device)
-        bias_GN = torch.zeros(valid_GN.shape).masked_fill(~valid_GN, -torch.inf).to(device)
-    if zeros and own.zeros_G.any():
-        zeros_G1 = own.zeros_G[:, None].float().to(device)
-    return SequenceGroup(
-        row_GN[valid_GN].to(device), query_GN.to(device), place_M, bias_GN, zeros_G1
-    )
