@@ -1,6 +1,7 @@
 """What is left of a folder of bags, and what is said of the rest."""
 
 import logging
+import os
 
 import h5py
 import numpy as np
@@ -232,6 +233,14 @@ def test_a_file_that_is_cut_while_it_is_read_is_refused(tmp_path, monkeypatch):
         BagError, match="a.h5: not a whole HDF5 file .cut short while it was read: 1000"
     ):
         bags.read("a")
+
+
+def test_a_file_that_comes_in_pieces_is_put_together(tmp_path, monkeypatch):
+    fill(tmp_path, {"a": 300})
+    bags, whole = BagSet.open(tmp_path), os.preadv
+    monkeypatch.setattr(os, "preadv", lambda fd, into, at: whole(fd, [into[0][:1000]], at))
+    wanted = make_bag("a", 300, seed=0).features
+    np.testing.assert_array_equal(bags.read("a").features_LD, wanted)
 
 
 def test_features_in_chunks_are_read_too(tmp_path):

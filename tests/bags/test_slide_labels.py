@@ -98,6 +98,9 @@ def test_barcodes_give_patients_and_sites_only_if_asked_for(tmp_path, caplog):
     of_patients = write(tmp_path, "patient_id,y\nTCGA-A1-0001,7\nTCGA-B2-Z003,8\n", "p.csv")
     found = SlideLabels.open(of_patients, slide_ids=names, ids="tcga")
     assert found.column("y") == ("7", "7", "8")
+    longer = write(tmp_path, "slide_id,y\nTCGA-A1-00012-01Z,1\n", "longer.csv")
+    with pytest.raises(CatalogueError, match="TCGA-A1-00012-01Z: needs a TCGA barcode"):
+        SlideLabels.open(longer, ids="tcga")
     with pytest.raises(CatalogueError, match="s1: needs a TCGA barcode"):
         SlideLabels.open(write(tmp_path, TABLE.replace("patient_id", "who"), "x.csv"), ids="tcga")
 
@@ -116,7 +119,7 @@ def test_patients_can_be_named_by_another_table_or_column(tmp_path, caplog):
 
 
 def test_rows_that_agree_are_one_and_those_that_do_not_spoil_their_column(tmp_path):
-    twice = TABLE + "s1,p1,north,4,true,12.5\n"
+    twice = TABLE + "s1,p1,north,4,true,12.5\ns1,p1,north,9,true,12.5\n"
     labels = SlideLabels.open(write(tmp_path, twice))
     assert labels.slide_ids == ("s1", "s2", "s3")
     assert labels.column("alive") == ("true", "false", None)
