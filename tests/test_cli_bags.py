@@ -11,12 +11,14 @@ from typing import NamedTuple
 
 import pytest
 from peer_outputs import write_trident
+from small_slide_encoder import make_slide_encoder
 from some_bags import make_bag
 
 from anlage.bags.store import list_bags, read_bag, write_bag
 from anlage.cli import app, main
 from anlage.cli.application import named_output
 from anlage.encoders.folder import load_encoder
+from anlage.encoders.slide_encoder import save_slide_encoder
 from anlage.samples import slides_folder
 from anlage.slides.indexing.index import index_slides
 
@@ -102,6 +104,28 @@ def test_embed_slides(anlage: Anlage, tmp_path: Path, folder: Path) -> None:
     with_empty = anlage(*command)
     assert with_empty.returncode == 3
     assert "empty: c: its bag holds no tile" in with_empty.stdout
+
+
+def test_embed_slides_by_a_slide_encoder(anlage: Anlage, tmp_path: Path, folder: Path) -> None:
+    encoder = make_slide_encoder()
+    save_slide_encoder(tmp_path / "encoder", encoder.network, encoder.config)
+    output = tmp_path / "slides.parquet"
+    command = ("embed", "slides", "--bags", folder, "-o", output, "--encoder")
+    done = anlage(*command, tmp_path / "encoder", "--device", "cpu")
+    assert done.returncode == 0, done.stderr
+    assert f"2 slides: {output}" in done.stdout
+    (folder / "a.h5").write_bytes(b"no")
+    again = anlage(*command, tmp_path / "encoder")
+    assert again.returncode == 3
+    assert f"refused: {folder / 'a.h5'}" in again.stdout
+    assert f"1 slides (1 of an earlier run): {output}" in again.stdout
+    assert anlage(*command, tmp_path / "nowhere").returncode == 1
+    both = anlage(*command, tmp_path / "encoder", "--pooling", "mean")
+    assert both.returncode == 2
+    assert "--pooling mean is instead of an encoder" in " ".join(both.stderr.split())
+    no_half = anlage(*command, tmp_path / "encoder", "--device", "cpu", "--precision", "fp16")
+    assert no_half.returncode == 2
+    assert "got 'fp16' on cpu" in " ".join(no_half.stderr.split())
 
 
 @pytest.mark.parametrize(

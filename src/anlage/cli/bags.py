@@ -1,4 +1,4 @@
-"""Commands about bags: list, verify, convert, adopt; and `embed slides`, which pools them."""
+"""Commands about bags: list, verify, convert, adopt."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from anlage.cli.application import Exit, app, local_output, log_to, named_output
-from anlage.cli.embedding import embed
+from anlage.cli.application import Exit, app, log_to, named_output
 from anlage.errors import without_secrets
 
 if TYPE_CHECKING:
@@ -168,46 +167,6 @@ def adopt_command(
         raise typer.Exit(Exit.FAILED)
     print(f"{len(result.done)} bags of {result.tool}'s written to {output}")
     _end_by(result.refused, n_done=len(result.done))
-
-
-def _table(output: Path) -> Path:
-    if output.suffix != ".parquet":
-        msg = f"needs a name that ends in .parquet, which it will be; got {output}."
-        raise typer.BadParameter(msg)
-    local_output(output)
-    return output
-
-
-@embed.command("slides")
-def embed_slides_command(
-    bags_folder: Annotated[str, typer.Option("--bags", help="Folder or URL of bags.")],
-    output: Annotated[
-        Path, typer.Option("-o", "--output", help="Table to write (.parquet).", callback=_table)
-    ],
-    pooling: Annotated[
-        Literal["mean", "mean+std"], typer.Option(help="mean, or mean and standard deviation.")
-    ] = "mean",
-    patients: Annotated[
-        str | None,
-        typer.Option(help="Catalogue, or CSV of slide_id and patient_id: one row a patient too."),
-    ] = None,
-) -> None:
-    """Pool each slide's tile embeddings into one row of a table, and each patient's."""
-    from anlage.embedding.embed_slides import embed_slides
-
-    log_to(None)
-    result = embed_slides(bags_folder, output, pooling=pooling, patients=patients)
-    for slide_id in result.empty:
-        print(f"empty: {slide_id}: its bag holds no tile, so it has no row")
-    for slide_id in result.unknown:
-        print(f"no patient: {slide_id}: not in {patients}, so in no patient's row")
-    for error in result.refused:
-        print(without_secrets(f"refused: {error}"))
-    print(f"{result.n_slides} slides: {result.output}")
-    if result.patients_output is not None:
-        print(f"{result.n_patients} patients: {result.patients_output}")
-    if result.empty or result.unknown or result.refused:
-        raise typer.Exit(Exit.SOME_REFUSED)
 
 
 def _given(

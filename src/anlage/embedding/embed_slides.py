@@ -81,6 +81,7 @@ class Moments:
 class _Pooled:
     slide_id: str
     bag_sha256: str
+    slide_mpp: float
     moments: Moments
 
 
@@ -131,7 +132,8 @@ def embed_slides(
             if moments.count == 0:
                 empty.append(slide_id)
             else:
-                found.append(_Pooled(slide_id, header.content_sha256, moments))
+                slide_mpp = header.attributes.slide_mpp
+                found.append(_Pooled(slide_id, header.content_sha256, slide_mpp, moments))
             progress.advance()
     made, about = None if first is None else first[1], {"pooling": pooling}
     rows = [_row(slide, pooling, patient_of) for slide in found]
@@ -164,12 +166,13 @@ def _pooled(place: str) -> tuple[BagHeader, Moments]:
 
 def _row(slide: _Pooled, pooling: Pooling, patient_of: Mapping[str, str]) -> TableRow:
     return TableRow(
-        slide.slide_id,
-        patient_of.get(slide.slide_id),
-        [slide.slide_id],
-        slide.moments.count,
-        slide.bag_sha256,
-        slide.moments.pooled(pooling),
+        name=slide.slide_id,
+        patient_id=patient_of.get(slide.slide_id),
+        slide_ids=[slide.slide_id],
+        n_tiles=slide.moments.count,
+        bag_sha256=slide.bag_sha256,
+        slide_mpp=slide.slide_mpp,
+        embedding_P=slide.moments.pooled(pooling),
     )
 
 
@@ -183,5 +186,12 @@ def _joined(
     moments = Moments(moments_of[names[0]].width)
     for name in names:
         moments.merge(moments_of[name])
-    checksum = digest(row.bag_sha256 for row in slides)
-    return TableRow(patient_id, patient_id, names, moments.count, checksum, moments.pooled(pooling))
+    return TableRow(
+        name=patient_id,
+        patient_id=patient_id,
+        slide_ids=names,
+        n_tiles=moments.count,
+        bag_sha256=digest(row.bag_sha256 for row in slides),
+        slide_mpp=None,
+        embedding_P=moments.pooled(pooling),
+    )

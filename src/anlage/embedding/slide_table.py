@@ -38,6 +38,7 @@ class TableRow:
         slide_ids: The slide, or the patient's.
         n_tiles: Tiles that went into it.
         bag_sha256: The bag's fingerprint; of a patient, that over its slides'.
+        slide_mpp: Resolution of the slide's level 0, micrometres per pixel; None of a patient.
         embedding_P: (P,) of any floating dtype.
     """
 
@@ -46,6 +47,7 @@ class TableRow:
     slide_ids: Sequence[str]
     n_tiles: int
     bag_sha256: str
+    slide_mpp: float | None
     embedding_P: NDArray[np.floating[Any]]
 
 
@@ -101,6 +103,7 @@ def write_table(
     }
     if level == "slide":
         columns["patient_id"] = pa.array([row.patient_id for row in rows], pa.string())
+        columns["slide_mpp"] = pa.array([row.slide_mpp for row in rows], pa.float64())
     else:
         columns["slide_ids"] = pa.array([row.slide_ids for row in rows], pa.list_(pa.string()))
     columns |= {
@@ -121,24 +124,26 @@ def rows_of(path: Path) -> tuple[list[TableRow], dict[str, Any]]:
     """The rows of a table of slides, and its provenance; none of a file that is no such table."""
     try:
         table = pq.read_table(path)
-        about = json.loads(table.schema.metadata[b"anlage"])
+        about = dict(json.loads(table.schema.metadata[b"anlage"]))
     except (OSError, pa.ArrowException, TypeError, KeyError, ValueError):
         return [], {}
-    if not isinstance(about, dict) or (about.get("format"), about.get("level")) != (
-        FORMAT,
-        "slide",
-    ):
+    kind = about.get("format"), about.get("level")
+    if kind != (FORMAT, "slide") or table.num_rows == 0:
         return [], {}
+    embedding_BP = np.stack(table["embedding"].to_numpy())
     rows = [
         TableRow(
-            row["slide_id"],
-            row["patient_id"],
-            [row["slide_id"]],
-            row["n_tiles"],
-            row["bag_sha256"],
-            np.array(row["embedding"], dtype=np.float32),
+            name=row["slide_id"],
+            patient_id=row["patient_id"],
+            slide_ids=[row["slide_id"]],
+            n_tiles=row["n_tiles"],
+            bag_sha256=row["bag_sha256"],
+            slide_mpp=row.get("slide_mpp"),  # which older tables do not have
+            embedding_P=embedding_P,
         )
-        for row in table.to_pylist()
+        for row, embedding_P in zip(
+            table.drop_columns(["embedding"]).to_pylist(), embedding_BP, strict=True
+        )
     ]
     return rows, about
 
