@@ -109,7 +109,7 @@ def test_branches_of_a_pooling_are_called_by_their_class() -> None:
     assert [score.name for score in named] == [
         *("attention_luad", "attention_lusc_sq", "attention_none"),
     ]
-    assert named[1].title == "pooling's attention for LUSC (sq.)"
+    assert named[1].title == "Pooling's attention for LUSC (sq.)"
     np.testing.assert_array_equal(named[1].weight_L, attention[:, 1].numpy())
     numbered = list(pooling_scores(attention, classes=["a", "b"]))
     assert [score.name for score in numbered] == ["attention_0", "attention_1", "attention_2"]

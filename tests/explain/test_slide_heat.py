@@ -86,7 +86,13 @@ def test_colours_grow_lighter() -> None:
 
 @pytest.mark.parametrize(
     ("size", "mpp", "wanted"),
-    [((2000, 1500), 1.0, 2), ((100_000, 100_000), 0.25, 16), ((300_000, 90_000), 0.25, 64)],
+    [
+        ((2000, 1500), 1.0, 1),
+        ((3000, 900), 1.0, 2),
+        ((9000, 900), 0.25, 8),
+        ((100_000, 100_000), 0.25, 16),
+        ((300_000, 90_000), 0.25, 64),
+    ],
 )
 def test_an_overlay_is_neither_too_fine_nor_too_large(size, mpp, wanted) -> None:
     assert overlay_downsample(Size(*size), slide_mpp=mpp) == wanted

@@ -37,28 +37,29 @@ def test_a_tile_is_where_it_is_on_every_page(tmp_path) -> None:
 
 
 def test_openslide_reads_it_at_the_slides_scale(tmp_path) -> None:
-    tiles = scored([[256, 512], [512, 512]], [0.1, 0.9], edge=128.0, size=(2200, 1500), mpp=0.25)
+    corners = [[1024, 2048], [1536, 2048]]
+    tiles = scored(corners, [0.1, 0.9], edge=512.0, size=(9000, 6001), mpp=0.25)
     write_tiff(tmp_path / "a.tiff", tiles, tiles.scores[0], None)
     with openslide.OpenSlide(str(tmp_path / "a.tiff")) as slide:
-        assert slide.dimensions == (275, 188)  # 8 level-0 pixels each: 2 µm
+        assert slide.dimensions == (1125, 751)  # 8 level-0 pixels each: 2 µm
         assert float(slide.properties["openslide.mpp-x"]) == 2.0
-        assert slide.level_count == 2
-        np.testing.assert_allclose(slide.level_downsamples, [1, 2], rtol=0.01)
-        region = np.asarray(slide.read_region((512 // 8, 512 // 8), 0, (16, 16)))[..., :3]
+        np.testing.assert_allclose(slide.level_downsamples, [1, 2, 4, 8], rtol=0.01)
+        x, y = 1536 // 8, 2048 // 8
+        region = np.asarray(slide.read_region((x, y), 0, (64, 64)))[..., :3]
         assert (region == colours_of(np.array(1.0))).all()
-        outside = np.asarray(slide.read_region((512 // 8 + 16, 512 // 8), 0, (1, 16)))[..., :3]
-        assert (outside == 255).all()
+        beyond = np.asarray(slide.read_region((x + 64, y), 0, (1, 64)))[..., :3]
+        assert (beyond == 255).all()
 
 
 def test_over_the_slide_itself(tmp_path) -> None:
     slide = ArraySlide([tissue_like(500, 390)], mpp=1.0)
     tiles = scored([[64, 64]], [1.0], edge=64.0, mpp=1.0)
     picture = read_backdrop(slide, tiles)
-    assert picture.shape == (195, 250, 3)
+    assert picture.shape == (390, 500, 3)
     write_tiff(tmp_path / "a.tiff", tiles, tiles.scores[0], picture)
     pixels = tifffile.imread(tmp_path / "a.tiff", key=0)
     inside = np.zeros(pixels.shape[:2], bool)
-    inside[32:64, 32:64] = True
+    inside[64:128, 64:128] = True
     np.testing.assert_array_equal(pixels[~inside], picture[~inside])
     mixed = OPACITY * colours_of(np.array(1.0)) + (1 - OPACITY) * picture[inside]
     assert np.abs(pixels[inside] - mixed).max() <= 1

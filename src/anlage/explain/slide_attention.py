@@ -84,7 +84,7 @@ def slide_token_scores(share_HR: Tensor, *, layer: int) -> Iterator[TileScore]:
         layer: Of which block.
     """
     weight_HL = share_HR[:, 1:].cpu().numpy()
-    of = f"slide token's attention, layer {layer}"
+    of = f"Slide token's attention, layer {layer}"
     yield TileScore(
         name=f"layer_{layer:02d}_mean", title=f"{of}, mean of heads", weight_L=weight_HL.mean(0)
     )
@@ -107,10 +107,10 @@ def pooling_scores(attention_LA: Tensor, *, classes: Sequence[str] = ()) -> Iter
     weight_LA: NDArray[np.float32] = attention_LA.detach().float().cpu().numpy()
     n_branches = weight_LA.shape[1]
     for branch in range(n_branches):
-        name, title = "attention", "pooling's attention"
+        name, title = "attention", "Pooling's attention"
         if n_branches > 1:
             of = classes[branch] if len(classes) == n_branches else str(branch)
-            name, title = f"attention_{as_name(of)}", f"pooling's attention for {of}"
+            name, title = f"attention_{as_name(of)}", f"Pooling's attention for {of}"
         yield TileScore(name=name, title=title, weight_L=weight_LA[:, branch].copy())
 
 

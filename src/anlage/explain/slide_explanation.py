@@ -9,15 +9,18 @@ from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from anlage.bags.bag_set import BagSet, LoadedBag
 from anlage.bags.grid_cells import grid_cells
 from anlage.bags.store import list_bags
+from anlage.encoders.bundled import CONFIG
+from anlage.encoders.open_slide_encoder import open_slide_encoder
 from anlage.encoders.slide_encoder import OpenSlideEncoder
-from anlage.encoders.slide_model_folder import OpenSlideModel
+from anlage.encoders.slide_model_folder import FORMAT as MODEL_FORMAT
+from anlage.encoders.slide_model_folder import OpenSlideModel, load_slide_model
 from anlage.errors import BagError, EncoderError, SlideError
 from anlage.explain.slide_attention import (
     NotedBlock,
@@ -26,6 +29,7 @@ from anlage.explain.slide_attention import (
     slide_token_scores,
 )
 from anlage.explain.slide_scores import ScoredTiles, TileScore
+from anlage.folder_replacement import whole_folder
 from anlage.geometry import Size
 from anlage.models.slide_encoder import SlideEncoder
 from anlage.provenance import git_commit, versions
@@ -58,8 +62,35 @@ class SlideExplanation:
     facts: dict[str, Any] = field(repr=False)
 
 
+def open_explained(named: str, *, device: str = "auto") -> Opened:
+    """Open a slide model's folder, or a slide encoder by folder or name, in float32.
+
+    Raises:
+        EncoderError: If it is neither, or damaged.
+        DeviceError: If there is no such device here.
+    """
+    described = whole_folder(named) / CONFIG if named else Path()
+    if described.is_file() and f'"{MODEL_FORMAT}"' in described.read_text(encoding="utf-8"):
+        return load_slide_model(named, device=device, precision="fp32")
+    return open_slide_encoder(named, device=device, precision="fp32")
+
+
+class ChosenBag(NamedTuple):
+    """The bag that is explained.
+
+    Attributes:
+        bag: Its tiles.
+        place: Where it lies.
+        fingerprint: Its hash, as of a set of one bag.
+    """
+
+    bag: LoadedBag
+    place: str
+    fingerprint: str
+
+
 def explain_slide(
-    opened: Opened, bags: str | Path, slide_id: str, *, layer: int | None = None
+    opened: Opened, chosen: ChosenBag, *, layer: int | None = None
 ) -> SlideExplanation:
     """Score the tiles of one slide, in float32.
 
@@ -68,16 +99,14 @@ def explain_slide(
 
     Args:
         opened: A slide model, or a slide encoder.
-        bags: Folder or URL of bags.
-        slide_id: The slide.
+        chosen: The slide's bag.
         layer: Block of the slide encoder, from 1; None for the last whose state is used.
 
     Returns:
         The scores, and what they were made from.
 
     Raises:
-        BagError: If there is no bag of the slide, it is empty or damaged, or it is not one that
-            the model was made for.
+        BagError: If the bag is not one that the model was made for.
         EncoderError: If the model has no attention, or gives all tiles the same.
         ValueError: If there is no such layer.
     """
@@ -89,26 +118,26 @@ def explain_slide(
             "none. Leave --layer out."
         )
         raise ValueError(msg)
-    bag, place, fingerprint = read_one_bag(bags, slide_id)
+    bag = chosen.bag
     opened.refuse_bag(
         bag.attributes,
         width=bag.features_LD.shape[1],
         n_tiles=len(bag.corner_L2),
-        place=place,
+        place=chosen.place,
     )
     scores, prediction = _scored(opened, bag, noted)
-    _refuse_without_difference(opened.name, slide_id, scores)
+    _refuse_without_difference(opened.name, bag.slide_id, scores)
     return SlideExplanation(
         tiles=scored_tiles(bag, scores),
         model=opened.name,
-        encoder=opened.config.tile_encoder.name,
+        encoder=bag.attributes.encoder_name or bag.attributes.encoder_fingerprint[:12],
         prediction=prediction,
         notes=tuple(_notes(opened, noted, scores)),
         facts={
             "format": FORMAT,
-            "slide_id": slide_id,
+            "slide_id": bag.slide_id,
             "slide_fingerprint": bag.attributes.slide_fingerprint,
-            "bags_fingerprint": fingerprint,
+            "bags_fingerprint": chosen.fingerprint,
             "model_format": opened.config.format,
             "model_fingerprint": opened.fingerprint,
             "layer": None if noted is None else noted.layer,
@@ -126,8 +155,8 @@ def slide_encoder_of(opened: Opened) -> SlideEncoder | None:
     return getattr(opened.network, "slide_encoder", None)
 
 
-def read_one_bag(bags: str | Path, slide_id: str) -> tuple[LoadedBag, str, str]:
-    """A slide's bag, where it lies, and its fingerprint, as a set of one bag.
+def read_one_bag(bags: str | Path, slide_id: str) -> ChosenBag:
+    """Read the bag of one slide, from a folder or URL of bags.
 
     Raises:
         BagError: If the slide has no bag, or one that is empty, damaged or holds NaN.
@@ -136,26 +165,25 @@ def read_one_bag(bags: str | Path, slide_id: str) -> tuple[LoadedBag, str, str]:
     if slide_id not in places:
         msg = f"has no bag of slide {slide_id!r} among its {len(places)}. Embed the slide first."
         raise BagError(bags, msg)
-    chosen = BagSet.open(bags, slide_ids=[slide_id])
-    return chosen.read(slide_id), places[slide_id], chosen.fingerprint
+    only = BagSet.open(bags, slide_ids=[slide_id])
+    return ChosenBag(only.read(slide_id), places[slide_id], only.fingerprint)
 
 
-def open_slide_of(catalogue: Catalogue, explanation: SlideExplanation) -> SlideReader:
-    """Open the slide that an explanation is of.
+def open_slide_of(catalogue: Catalogue, bag: LoadedBag) -> SlideReader:
+    """Open the slide that a bag was made from.
 
     Raises:
         CatalogueError: If it is not in the catalogue.
         SlideError: If it cannot be opened, or is not the one that the bag was made from.
     """
-    tiles, made_from = explanation.tiles, explanation.facts["slide_fingerprint"]
-    row = catalogue.row(tiles.slide_id)
-    if row.fingerprint != made_from:
+    found, made_from = catalogue.row(bag.slide_id), bag.attributes.slide_fingerprint
+    if found.fingerprint != made_from:
         msg = (
             f"is not the slide that the bag was made from: its fingerprint is "
-            f"{row.fingerprint[:16]}, the bag's {made_from[:16]}. Embed it again."
+            f"{found.fingerprint[:16]}, the bag's {made_from[:16]}. Embed it again."
         )
-        raise SlideError(catalogue.location(tiles.slide_id), msg)
-    return catalogue.open_slide(tiles.slide_id)
+        raise SlideError(catalogue.location(bag.slide_id), msg)
+    return catalogue.open_slide(bag.slide_id)
 
 
 def scored_tiles(bag: LoadedBag, scores: list[TileScore]) -> ScoredTiles:

@@ -22,6 +22,7 @@ OPACITY = 0.55  # of the colours over a slide's pixels
 WITHOUT_WEIGHT = (200, 200, 200)
 WHITE = 255
 FINEST_UM = 2.0  # a pixel of an overlay: nuclei are still seen
+ENOUGH_PX = 2048  # side of an overlay that need not be made smaller
 LONGEST_PX = 8192  # side of an overlay; its picture then takes 0.2 GB
 
 
@@ -103,6 +104,12 @@ class Heatmap:
         mixed = cv2.addWeighted(colours, OPACITY, under, 1 - OPACITY, 0)
         return np.where(is_tile[..., None], mixed, under).astype(np.uint8)
 
+    def transparent(self) -> Pixels:
+        """The colours alone: (height, width, 4) uint8 RGBA, clear where no tile is."""
+        rank, is_tile = self.ranks(0, self.size.height)
+        alpha = np.where(is_tile, np.uint8(WHITE), np.uint8(0))
+        return np.dstack([colours_of(rank), alpha])
+
     def whole(self, picture: Pixels | None) -> Pixels:
         """All rows of ``over``, for a small picture."""
         return self.over(picture, 0, self.size.height)
@@ -146,11 +153,14 @@ def _palette() -> Pixels:
 def overlay_downsample(slide_size: Size, *, slide_mpp: float) -> int:
     """Level-0 pixels a pixel of an overlay: a power of two, so that places convert exactly.
 
-    The finest at which a pixel is at least 2 µm wide and the longer side at most 8,192 pixels,
-    so that memory is bounded whatever the slide.
+    The finest at which a pixel is at least 2 µm wide or the longer side at most 2,048 pixels; it is
+    never above 8,192, so that memory is bounded whatever the slide.
     """
     downsample = 1
-    while downsample * slide_mpp < FINEST_UM or max(slide_size) / downsample > LONGEST_PX:
+    longest = max(slide_size)
+    while (
+        downsample * slide_mpp < FINEST_UM and longest / downsample > ENOUGH_PX
+    ) or longest / downsample > LONGEST_PX:
         downsample *= 2
     return downsample
 

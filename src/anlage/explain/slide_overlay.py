@@ -123,22 +123,33 @@ def write_png(path: Path, tiles: ScoredTiles, score: TileScore, picture: Pixels 
     Returns:
         What was painted; its pixels are the file's, from the upper left corner on.
     """
-    heatmap, shown = painted(tiles, score, picture, longest_px=PNG_PX)
+    heatmap, under = reduced(tiles, score, picture, longest_px=PNG_PX)
     with replace_whole(path) as beside:
-        Image.fromarray(_above(shown, legend(score))).save(beside, format="png")
+        whole = _above(heatmap.whole(under), legend(score))
+        Image.fromarray(whole).save(beside, format="png")
     return heatmap
 
 
-def painted(
+def reduced(
     tiles: ScoredTiles, score: TileScore, picture: Pixels | None, *, longest_px: int
-) -> tuple[Heatmap, Pixels]:
-    """A score over the slide at the overlay's resolution, halved until it is small enough."""
+) -> tuple[Heatmap, Pixels | None]:
+    """A score and the slide at the overlay's resolution, halved until they are small enough.
+
+    Args:
+        tiles: Where the tiles lie.
+        score: Which of their scores.
+        picture: As ``read_backdrop`` gives it, or None.
+        longest_px: Most pixels of the longer side.
+
+    Returns:
+        What to paint, and the picture to paint it on.
+    """
     downsample = overlay_downsample(tiles.slide_size, slide_mpp=tiles.slide_mpp)
     heatmap = Heatmap(tiles=tiles, score=score, downsample=downsample)
     while max(heatmap.size) > longest_px:
         heatmap = replace(heatmap, downsample=2 * heatmap.downsample)
         picture = None if picture is None else halved(picture)
-    return heatmap, heatmap.whole(picture)
+    return heatmap, picture
 
 
 def legend(score: TileScore) -> Pixels:

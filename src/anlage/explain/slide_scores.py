@@ -5,7 +5,6 @@ Shape suffixes: L tiles of the slide. Frame: level-0 pixels of the slide, x befo
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -141,6 +140,13 @@ def top_and_bottom(
     return falling[:n], falling[len(falling) - n_bottom :][::-1]
 
 
-def total_weight(scores: Sequence[TileScore]) -> list[float]:
-    """The sum of each score's weights: 1 where a softmax over the tiles made them."""
-    return [float(score.weight_L.sum(dtype=np.float64)) for score in scores]
+def share_of_top(weight_L: NDArray[np.floating[Any]], *, share: float = 0.01) -> float:
+    """What the tiles with the most weight hold of all of it, as a share.
+
+    Args:
+        weight_L: (L,) weights, >= 0, not all 0.
+        share: Of the tiles; at least one is taken.
+    """
+    n = max(round(share * len(weight_L)), 1)
+    falling = np.sort(weight_L.astype(np.float64))[::-1]
+    return float(falling[:n].sum() / falling.sum())

@@ -14,9 +14,6 @@ import pyarrow.parquet as pq
 from anlage.explain.slide_scores import ScoredTiles
 from anlage.files import replace_whole
 
-FORMAT = "slide_explanation/1"
-PLACE = ("slide_id", "x", "y", "edge_level0_px")
-
 
 def write_table(path: Path, tiles: ScoredTiles, facts: Mapping[str, Any]) -> None:
     """Write one row a tile in the bag's order: its place, then a column a score, raw.
@@ -34,7 +31,7 @@ def write_table(path: Path, tiles: ScoredTiles, facts: Mapping[str, Any]) -> Non
         "edge_level0_px": pa.array(np.full(n_tiles, tiles.edge_level0_px), pa.float64()),
     }
     columns |= {score.name: pa.array(score.weight_L, pa.float32()) for score in tiles.scores}
-    metadata = {"anlage": json.dumps({"format": FORMAT} | dict(facts), sort_keys=True)}
+    metadata = {"anlage": json.dumps(dict(facts), sort_keys=True)}
     table = pa.table(columns).replace_schema_metadata(metadata)
     with replace_whole(path) as beside:
         pq.write_table(table, beside)
