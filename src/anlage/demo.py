@@ -1,4 +1,4 @@
-"""The whole chain on bundled real slides: index, pretrain, embed, evaluate, report.
+"""The whole chain on bundled real slides: index, pretrain, embed, tiles and slides, score, report.
 
 Every stage reads what the one before it wrote, and each is skipped or resumed where it stands, so
 the same call goes on after Ctrl-C or ``kill -9``.
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from anlage import __version__, samples
-from anlage.errors import AnlageError
+from anlage.errors import AnlageError, BagError
 from anlage.files import write_json_whole
 from anlage.folder_lock import LOCK, lock_folder
 from anlage.recipe import load_recipe
@@ -22,10 +22,13 @@ from anlage.recipe import load_recipe
 if TYPE_CHECKING:
     from anlage.slides.catalogue import Catalogue
     from anlage.slides.indexing.found_slide import Refused
+    from anlage.training.run_saves import PretrainResult
+    from anlage.training.slide_config import SlidePretrainConfig
     from anlage.training.tile_config import TilePretrainConfig
 
 LOGGER = logging.getLogger(__name__)
-RECIPE = "tiny"
+RECIPE, SLIDE_RECIPE = "tiny", "tiny-slide"
+SLIDE_EPOCHS, SLIDE_WARMUP = 100, 0.05
 
 
 @dataclass(frozen=True)
@@ -34,7 +37,7 @@ class DemoResult:
 
     Attributes:
         report: The HTML report; None if a signal stopped the pretraining.
-        steps: Finished pretraining steps.
+        steps: Finished pretraining steps of the tile encoder.
         refused: Slides that could not be used, with their reasons.
         summary: The scores in a few lines.
     """
@@ -55,10 +58,11 @@ def run_demo(
     """Run the chain from slides to a report in one folder; go on where an earlier call stopped.
 
     Args:
-        out: Folder for everything: ``slides.parquet``, ``run/``, ``bags/``, ``scores/``,
-            ``report.html``.
+        out: Folder for everything: ``slides.parquet``, ``run/``, ``bags/``, ``slide_run/``,
+            ``slide_embeddings.parquet``, ``scores/``, ``report.html``.
         seed: Seed of everything random; the same seed gives the same numbers.
-        steps: Pretraining steps; the recipe's number if None.
+        steps: Pretraining steps of the tile encoder, and the most epochs of the slide encoder;
+            those of the recipes if None.
         slides: Slides to use instead of the bundled ones. Without a split of their own, all of
             them are trained on.
 
@@ -92,10 +96,37 @@ def _run_chain(
     if not run.is_finished:
         return DemoResult(None, run.steps, refused)
     bags = embed_tiles(run.encoder, catalogue, out / "bags")
+    slide_run = _over_slides(out, catalogue, seed=seed, steps=steps)
+    if slide_run is not None and not slide_run.is_finished:
+        return DemoResult(None, run.steps, refused)
     scores = evaluate_encoder(run.encoder, samples.organ_tiles(), out / "scores", seed=seed)
     page = write_report(out)
     everyone = tuple({r.uri: r for r in (*refused, *bags.refused)}.values())
     return DemoResult(page, run.steps, everyone, tuple(scores.summary()))
+
+
+def _over_slides(
+    out: Path, catalogue: Catalogue, *, seed: int, steps: int | None
+) -> PretrainResult | None:
+    """Pretrain a slide encoder on the bags and embed each slide; None if no bag can be used."""
+    from anlage.bags.slide_labels import SlideLabels
+    from anlage.embedding.encode_slides import encode_slides
+    from anlage.encoders.slide_encoder import load_slide_encoder
+    from anlage.training.slide_pretrain import pretrain_slides
+
+    slides, bags = out / "slides.parquet", out / "bags"
+    config = _slide_config(catalogue, seed=seed, steps=steps)
+    try:
+        run = pretrain_slides(
+            config, bags, out / "slide_run", resume=True, table=SlideLabels.open(slides)
+        )
+    except BagError as error:  # of a single slide that gave one tile, say
+        LOGGER.warning("no slide encoder: %s", error)
+        return None
+    if run.is_finished:
+        encoder = load_slide_encoder(run.encoder, device="auto")
+        encode_slides(encoder, bags, out / "slide_embeddings.parquet", patients=slides)
+    return run
 
 
 def claim_folder(
@@ -160,3 +191,17 @@ def _config(catalogue: Catalogue, *, seed: int, steps: int | None) -> TilePretra
     if not len(catalogue.select(split="train")):
         overrides.append("tiles.split=null")
     return load_recipe(RECIPE, TilePretrainConfig, overrides=overrides)
+
+
+def _slide_config(catalogue: Catalogue, *, seed: int, steps: int | None) -> SlidePretrainConfig:
+    """Resolve the recipe over slides: trained on ``train``, measured on ``test``, if they are."""
+    from anlage.training.slide_config import SlidePretrainConfig
+
+    epochs = SLIDE_EPOCHS if steps is None else min(steps, SLIDE_EPOCHS)
+    overrides = [f"seed={seed}", f"epochs={epochs}", "watch.every=10"]
+    overrides.append(f"optimizer.warmup_epochs={SLIDE_WARMUP * epochs}")
+    if len(catalogue.select(split="train")):
+        overrides.append("bags.split=train")
+        if len(catalogue.select(split="test")):
+            overrides += ["held_out.split=test", "held_out.share=0"]
+    return load_recipe(SLIDE_RECIPE, SlidePretrainConfig, overrides=overrides)
