@@ -25,9 +25,11 @@ MILLIONS = {  # parameters, in millions, as the cards and registries of others c
 
 def test_every_name_is_there_once_with_the_same_facts():
     rows = list(encoder_rows())
-    assert [row["name"] for row in rows] == ["anlage-tiny", *ASKED.split()]
+    named = [row["name"] for row in rows]
+    assert named == ["anlage-tiny", *ASKED.split(), "prov-gigapath-slide"]
     assert {tuple(row) for row in rows} == {tuple(rows[0])}
     assert rows[0]["width"] == 192
+    assert [row["takes"] for row in rows] == ["tiles"] * 28 + ["bags of prov-gigapath"]
     unverified = {row["name"] for row in rows if not row["verified"]}
     assert unverified == {"h0-mini", "hibou-l", "conch-v1.5", "genbio-pathfm"}
 

@@ -9,6 +9,7 @@ from small_slide_encoder import make_slide_encoder
 
 from anlage.encoders import hub
 from anlage.encoders import open_slide_encoder as door
+from anlage.encoders.open_encoder import open_encoder
 from anlage.encoders.open_slide_encoder import open_slide_encoder
 from anlage.encoders.slide_encoder import save_slide_encoder
 from anlage.encoders.slide_presets import SLIDE_PRESETS
@@ -77,11 +78,17 @@ def test_without_a_file_the_one_of_the_hub_is_taken(shallow, monkeypatch):
         ("prov-gigapath-slid", "Did you mean prov-gigapath-slide"),
         ("nowhere/encoder", "no such slide encoder folder or name. Name RUN/encoder"),
         (f"{NAME}=nowhere.pth", "no such weight file"),
+        ("uni", "embeds tiles, not slides"),
     ],
 )
 def test_what_is_not_there(shallow, named, told):
     with pytest.raises(EncoderError, match=told):
         open_slide_encoder(named)
+
+
+def test_to_embed_tiles_it_is_refused():
+    with pytest.raises(EncoderError, match="embeds slides, not tiles. Name it to `embed slides`"):
+        open_encoder(NAME)
 
 
 def test_a_weight_file_alone(shallow):

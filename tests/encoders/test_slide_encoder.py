@@ -113,7 +113,14 @@ def turn_a_bit(folder):
         (turn_a_bit, "damaged or mixed up"),
         (lambda f: (f / "config.json").write_text("{"), "is not JSON"),
         (lambda f: (f / "config.json").unlink(), "holds no config.json"),
-        (lambda f: change(f, format="encoder/1"), "needs format 'slide-encoder/1'; got 'encoder/1"),
+        (
+            lambda f: change(f, format="encoder/1"),
+            "It is a tile encoder; name the folder of a slide",
+        ),
+        (
+            lambda f: change(f, format="slide-encoder/9"),
+            "needs format 'slide-encoder/1'; got 'slide-encoder/9'. Open it with the anlage that",
+        ),
         (lambda f: change(f, extra=1), "key 'extra'"),
         (lambda f: change(f, grid_um=0), "key 'grid_um'"),
         (lambda f: change(f, architecture={**ARCHITECTURE, "width": 30}), "architecture: .*got w"),

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from anlage.cli.application import Exit, app, local_output, log_to
+
+if TYPE_CHECKING:
+    from anlage.encoders.hub import Hosted
 
 encoders = typer.Typer(
     help="List encoders that have a name, or fetch the weights of one.", rich_markup_mode=None
@@ -32,7 +35,7 @@ def list_encoders(
     if as_json:
         print(json.dumps(rows, indent=2))
         return
-    shown = ("name", "architecture", "tile", "mpp", "pooling", "width", "licence", "gated", "")
+    shown = ("name", "architecture", "takes", "mpp", "pooling", "width", "licence", "gated", "")
     lines = [shown]
     for row in rows:
         marks = [] if row["verified"] else ["unverified"]
@@ -42,7 +45,7 @@ def list_encoders(
             (
                 row["name"],
                 row["architecture"],
-                f"{row['tile_px']} px",
+                f"{row['tile_px']} px" if row["takes"] == "tiles" else row["takes"],
                 f"{row['mpp']:g}",
                 row["pooling"],
                 str(row["width"]),
@@ -72,11 +75,13 @@ def fetch(
     """Download an encoder's weights, for a node without network or to have them at hand."""
     from anlage.encoders.hub import fetch_file, tell_licence
     from anlage.encoders.presets import PRESETS
+    from anlage.encoders.slide_presets import SLIDE_PRESETS
 
     log_to(None)
-    preset = PRESETS.get(name)
+    published: dict[str, Hosted] = {**PRESETS, **SLIDE_PRESETS}
+    preset = published.get(name)
     if preset is None or not preset.files:
-        known = ", ".join(each for each, known in PRESETS.items() if known.files)
+        known = ", ".join(each for each, known in published.items() if known.files)
         what = "no published encoder" if preset is None else "runs by its authors' code"
         typer.echo(f"{name}: {what}. Those that can be fetched: {known}.", err=True)
         raise typer.Exit(Exit.WRONG_USAGE)

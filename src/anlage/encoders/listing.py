@@ -1,4 +1,4 @@
-"""What can be said of each encoder that has a name, in a row."""
+"""What can be said of each encoder that has a name, of tiles or of slides, in a row."""
 
 from __future__ import annotations
 
@@ -9,16 +9,18 @@ from typing import Any
 from anlage.encoders.bundled import BUNDLED, CONFIG
 from anlage.encoders.hub import cached_file
 from anlage.encoders.presets import PRESETS, Preset
+from anlage.encoders.slide_presets import SLIDE_PRESETS, SlidePreset
 
 
 def encoder_rows() -> Iterator[dict[str, Any]]:
-    """Bundled encoders, then published ones: plain values, the same keys in each row."""
+    """Bundled, published, then slide encoders: plain values, the same keys in each row."""
     for name, folder in BUNDLED.items():
         config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
         width = config["architecture"]["width"]
         yield {
             "name": name,
             "architecture": f"ViT, {width} wide",
+            "takes": "tiles",
             "tile_px": config["tile_px"],
             "mpp": config["mpp"],
             "mpps": [config["mpp"]],
@@ -36,6 +38,8 @@ def encoder_rows() -> Iterator[dict[str, Any]]:
         }
     for preset in PRESETS.values():
         yield preset_row(preset)
+    for slide_preset in SLIDE_PRESETS.values():
+        yield slide_preset_row(slide_preset)
 
 
 def preset_row(preset: Preset) -> dict[str, Any]:
@@ -44,6 +48,7 @@ def preset_row(preset: Preset) -> dict[str, Any]:
     return {
         "name": preset.name,
         "architecture": preset.label,
+        "takes": "tiles",
         "tile_px": preset.tile_px,
         "mpp": round(preset.mpp, 4),
         "mpps": [round(mpp, 4) for mpp in preset.mpps],
@@ -61,8 +66,32 @@ def preset_row(preset: Preset) -> dict[str, Any]:
     }
 
 
+def slide_preset_row(preset: SlidePreset) -> dict[str, Any]:
+    """The row of a published slide encoder: tiles are those of the bags that it takes."""
+    cached, tiles = cached_file(preset), preset.tile_encoder
+    return {
+        "name": preset.name,
+        "architecture": preset.label,
+        "takes": f"bags of {tiles.name}",
+        "tile_px": tiles.tile_px,
+        "mpp": tiles.mpp,
+        "mpps": [tiles.mpp],
+        "mean": None,
+        "std": None,
+        "pooling": preset.pooling,
+        "width": preset.width,
+        "precision": "fp16",
+        "licence": preset.licence,
+        "gated": preset.gated,
+        "runs_on": "anlage",
+        "verified": preset.verified,
+        "hub": preset.repo,
+        "cached": None if cached is None else str(cached.path),
+    }
+
+
 def markdown_table() -> str:
-    """The published encoders as a table for the documentation."""
+    """The published tile encoders as a table for the documentation."""
     head = "| name | architecture | input | mpp | pooling, width | licence | hub | verified |"
     lines = [head, "| --- | --- | --- | --- | --- | --- | --- | --- |"]
     for preset in PRESETS.values():

@@ -20,6 +20,11 @@ from anlage.folder_replacement import replace_folder
 from anlage.models.without_weights import without_weights
 
 WEIGHTS = "model.safetensors"
+KINDS = {  # by the first part of a format
+    "encoder": "a tile encoder",
+    "slide-encoder": "a slide encoder",
+    "slide-model": "a slide model",
+}
 
 
 class _Described(Protocol):
@@ -94,7 +99,7 @@ def read_config(path: Path, kind: type[Model], *, form: str) -> Model:
         raise EncoderError(path, f"is not JSON ({error}). Save the encoder again.") from error
     found = stored.get("format") if isinstance(stored, dict) else None
     if found != form:
-        msg = f"needs format {form!r}; got {found!r}. Open it with the anlage that wrote it."
+        msg = f"needs format {form!r}; got {found!r}. {_remedy(str(found), form)}"
         raise EncoderError(path, msg)
     try:
         return kind.model_validate(stored)
@@ -185,6 +190,13 @@ def refuse_not_finite(path: str | Path, weights: Mapping[str, Tensor]) -> None:
         if not torch.isfinite(tensor).all():
             msg = f"tensor {name!r} holds NaN or an infinity. Use an earlier checkpoint."
             raise EncoderError(path, msg)
+
+
+def _remedy(found: str, form: str) -> str:
+    kind, wanted = found.partition("/")[0], form.partition("/")[0]
+    if kind == wanted or kind not in KINDS:
+        return "Open it with the anlage that wrote it."
+    return f"It is {KINDS[kind]}; name the folder of {KINDS[wanted]}."
 
 
 def _identity(place: Path) -> tuple[int, int] | None:

@@ -14,6 +14,7 @@ from anlage.encoders.own_code import SPEC, encoder_of_own_code
 from anlage.encoders.precision import Precision
 from anlage.encoders.preset_encoder import preset_encoder
 from anlage.encoders.presets import PRESETS
+from anlage.encoders.slide_presets import SLIDE_PRESETS
 from anlage.encoders.tile_encoder import TileEncoder
 from anlage.encoders.timm_models import TIMM, timm_encoder
 from anlage.encoders.transformers_models import HF, remote_preset, transformers_encoder
@@ -116,6 +117,8 @@ def _is_encoder_folder(text: str) -> bool:
 
 
 def _unknown(text: str) -> str:
+    if text.partition("=")[0] in SLIDE_PRESETS:
+        return "embeds slides, not tiles. Name it to `embed slides`, and a tile encoder here."
     if Path(text).suffix in SUFFIXES and Path(text).is_file():
         return f"is a weight file. Say of which encoder: NAME={text} (`anlage encoders`)."
     near = get_close_matches(text.partition("=")[0].lower(), [*BUNDLED, *PRESETS], n=1)

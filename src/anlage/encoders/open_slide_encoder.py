@@ -7,9 +7,10 @@ from pathlib import Path
 
 import torch
 
-from anlage.encoders.bundled import CONFIG
+from anlage.encoders.bundled import BUNDLED, CONFIG
 from anlage.encoders.hub import cached_file, fetch_file, tell_licence
 from anlage.encoders.precision import Precision
+from anlage.encoders.presets import PRESETS
 from anlage.encoders.slide_encoder import (
     OpenSlideEncoder,
     SlideEncoderConfig,
@@ -112,6 +113,8 @@ def _is_folder(text: str, preset: SlidePreset | None) -> bool:
 
 def _unknown(text: str) -> str:
     known = ", ".join(SLIDE_PRESETS)
+    if text.partition("=")[0] in {*BUNDLED, *PRESETS}:
+        return f"embeds tiles, not slides. Name RUN/encoder of a slide encoder, or one of: {known}."
     if Path(text).suffix in SUFFIXES and Path(text).is_file():
         return f"is a weight file. Say of which slide encoder: {next(iter(SLIDE_PRESETS))}={text}."
     near = get_close_matches(text.partition("=")[0].lower(), SLIDE_PRESETS, n=1)

@@ -32,7 +32,7 @@ def resolved_precision(precision: Precision, device: torch.device) -> Resolved:
     if not has.get(precision, False):
         can = ", ".join(name for name, is_there in has.items() if is_there)
         msg = (
-            f"TileEncoder: needs a precision that {device.type} has here (auto, {can}); "
+            f"encoder: needs a precision that {device.type} has here (auto, {can}); "
             f"got {precision!r} on {device.type}. Leave it at auto."
         )
         raise ValueError(msg)
