@@ -6,7 +6,7 @@ import re
 import cv2
 import numpy as np
 
-from anlage.report.contents import without_folders
+from anlage.report.found_files import without_folders
 from anlage.report.patch_map import densest_window
 from anlage.report.pictures import jpeg_uri, outline_path, png_uri, squares_path
 

@@ -5,26 +5,22 @@ A demo's folder has every part in its place; the folder of one stage alone is un
 
 from __future__ import annotations
 
-import json
-import re
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-from anlage.encoders.folder import CONFIG, load_encoder
+from anlage.encoders.folder import load_encoder
 from anlage.encoders.tile_encoder import TileEncoder
 from anlage.errors import AnlageError
 from anlage.evaluation.result import EvaluationResult, read_result
-from anlage.folder_replacement import whole_folder
+from anlage.report.found_files import first_file, network_folder, opened, read_json, stage_of
+from anlage.report.slide_parts import SlideParts, open_slide_parts
 from anlage.slides.catalogue import Catalogue
 from anlage.slides.indexing.found_slide import Refused, read_refused
 from anlage.training.log import read_metrics
 from anlage.training.run_record import read_record
 
-Part = TypeVar("Part")
-
-FOLDERS_OF_A_PATH = re.compile(r"(?<![\w.)\]])(?:[A-Za-z]:)?(?:[/\\][^\s/\\:;,'\"<>]+)*[/\\](?=\w)")
+N_PARTS = 5
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -42,6 +38,7 @@ class Contents:
         embedding: ``embedding.json`` beside the bags.
         result: The scores.
         predictions: The file of predictions beside them.
+        over_slides: Slide encoder, slide embeddings and fine-tuned models.
         problems: Parts that are there but cannot be used, with the reason.
     """
 
@@ -55,11 +52,28 @@ class Contents:
     embedding: dict[str, Any] | None = None
     result: EvaluationResult | None = None
     predictions: Path | None = None
+    over_slides: SlideParts = field(default_factory=SlideParts)
     problems: tuple[str, ...] = ()
 
     @property
     def missing(self) -> list[str]:
-        """Names of the parts that are not there, in the order of the chain."""
+        """Names of the parts over tiles that are not there, in the order of the chain.
+
+        None of a folder that holds one stage over slides alone, which may be anywhere.
+        """
+        return [] if self._are_over_slides_alone else self._absent
+
+    @property
+    def holds_nothing(self) -> bool:
+        """Whether no part is there."""
+        return self.over_slides.are_none and len(self._absent) == N_PARTS
+
+    @property
+    def _are_over_slides_alone(self) -> bool:
+        return not self.over_slides.are_none and len(self._absent) == N_PARTS
+
+    @property
+    def _absent(self) -> list[str]:
         parts = {
             "slides (slides.parquet)": self.catalogue is not None,
             "pretraining run (run.json)": self.run is not None,
@@ -85,57 +99,32 @@ def open_contents(folder: Path) -> Contents:
         AnlageError: If nothing usable is there.
     """
     problems: list[str] = []
-    catalogue_path = _first(folder / "slides.parquet")
-    run_path = _first(folder / "run" / "run.json", folder / "run.json")
+    catalogue_path = first_file(folder / "slides.parquet")
+    is_tuned = stage_of(folder / "run.json") == "finetune"
+    runs = (folder / "run" / "run.json", folder / "run.json")
+    run_path = first_file(*(path for path in runs if stage_of(path) == "tile"))
     run_dir = run_path.parent if run_path else folder
-    metrics_path = _first(run_dir / "metrics.jsonl")
-    encoder_path = _encoder_folder(run_dir / "encoder", folder)
-    result_path = _first(folder / "scores" / "result.json", folder / "result.json")
-    embedding_path = _first(folder / "bags" / "embedding.json", folder / "embedding.json")
+    metrics_path = first_file(run_dir / "metrics.jsonl") if run_path else None
+    encoder_path = network_folder("", run_dir / "encoder", folder)
+    scores = (folder / "scores" / "result.json", folder / "result.json")
+    result_path = first_file(*(scores[:1] if is_tuned else scores))
+    embedding_path = first_file(folder / "bags" / "embedding.json", folder / "embedding.json")
     contents = Contents(
-        demo=_opened("demo.json", _first(folder / "demo.json"), _read_json, problems),
-        catalogue=_opened("slides.parquet", catalogue_path, Catalogue.open, problems),
-        refused=tuple(_opened("slides", catalogue_path, read_refused, problems) or ()),
-        run=_opened("run.json", run_path, _read_run, problems),
-        metrics=tuple(_opened("metrics.jsonl", metrics_path, read_metrics, problems) or ()),
-        encoder=_opened("encoder", encoder_path, _load_encoder, problems),
+        demo=opened("demo.json", first_file(folder / "demo.json"), read_json, problems),
+        catalogue=opened("slides.parquet", catalogue_path, Catalogue.open, problems),
+        refused=tuple(opened("slides", catalogue_path, read_refused, problems) or ()),
+        run=opened("run.json", run_path, _read_run, problems),
+        metrics=tuple(opened("metrics.jsonl", metrics_path, read_metrics, problems) or ()),
+        encoder=opened("encoder", encoder_path, _load_encoder, problems),
         bags=_bags(folder),
-        embedding=_opened("embedding.json", embedding_path, _read_json, problems),
-        result=_opened("result.json", result_path, read_result, problems),
-        predictions=_first(result_path.parent / "predictions.parquet") if result_path else None,
+        embedding=opened("embedding.json", embedding_path, read_json, problems),
+        result=opened("result.json", result_path, read_result, problems),
+        predictions=first_file(result_path.parent / "predictions.parquet") if result_path else None,
+        over_slides=open_slide_parts(folder, problems),
         problems=tuple(problems),
     )
     _refuse_nothing(folder, contents)
     return contents
-
-
-def without_folders(text: str) -> str:
-    """A text with every absolute path cut to its file name, since a report travels."""
-    return FOLDERS_OF_A_PATH.sub("", text)
-
-
-def _first(*candidates: Path) -> Path | None:
-    return next((path for path in candidates if path.is_file()), None)
-
-
-def _opened(
-    name: str, path: Path | None, read: Callable[[Path], Part], problems: list[str]
-) -> Part | None:
-    """The part, None if it is not there; a damaged one becomes a line in ``problems``."""
-    if path is None:
-        return None
-    try:
-        return read(path)
-    except AnlageError as error:
-        problems.append(f"{name}: {without_folders(error.message)}")
-    except (OSError, ValueError) as error:
-        problems.append(f"{name}: cannot be read ({type(error).__name__})")
-    return None
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    value = json.loads(path.read_text(encoding="utf-8"))
-    return value if isinstance(value, dict) else {}
 
 
 def _read_run(path: Path) -> dict[str, Any] | None:
@@ -144,11 +133,6 @@ def _read_run(path: Path) -> dict[str, Any] | None:
     if lacking:
         raise AnlageError(path, f"lacks {', '.join(sorted(lacking))}")
     return record
-
-
-def _encoder_folder(*candidates: Path) -> Path | None:
-    is_there = (folder for folder in candidates if (whole_folder(folder) / CONFIG).is_file())
-    return next(is_there, None)
 
 
 def _load_encoder(folder: Path) -> TileEncoder:
@@ -161,12 +145,13 @@ def _bags(folder: Path) -> dict[str, Path]:
 
 
 def _refuse_nothing(folder: Path, contents: Contents) -> None:
-    if len(contents.missing) < 5:
+    if not contents.holds_nothing:
         return
     found = f"; found but unusable: {'; '.join(contents.problems)}" if contents.problems else ""
     message = (
         "needs something to report; looked for slides.parquet, run.json (also in run/), an encoder "
-        "(config.json in run/encoder/ or encoder/), *.h5 (also in bags/) and result.json (also in "
-        f"scores/){found}. Name the folder of a demo, a run, bags or scores."
+        "(config.json in run/encoder/ or encoder/), *.h5 (also in bags/), result.json (also in "
+        "scores/), and over slides slide_run/, slide_embeddings.parquet and finetune*/"
+        f"{found}. Name the folder of a demo, a run, bags or scores."
     )
     raise AnlageError(folder, message)

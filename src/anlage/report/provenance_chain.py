@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Container, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -15,44 +14,22 @@ import pyarrow.parquet as pq
 from anlage.bags.store import content_sha256, read_bag
 from anlage.errors import BagError, CatalogueError
 from anlage.provenance import sha256_of_json
-from anlage.report.contents import Contents, without_folders
+from anlage.report.chain_link import (
+    MOST_CHECKED,
+    SHORT,
+    Check,
+    Link,
+    all_are,
+    short_commit,
+    some_of,
+)
+from anlage.report.contents import Contents
+from anlage.report.found_files import without_folders
+from anlage.report.slide_provenance import slide_links
 from anlage.slides.catalogue import Catalogue, SlideRow
 from anlage.slides.indexing.discovery import find_slides
 from anlage.slides.indexing.fingerprint import slide_fingerprint
 from anlage.slides.storage.location import file_name, is_remote
-
-MOST_CHECKED = 64
-SHORT = 12
-NAMED = 4
-
-
-@dataclass(frozen=True, kw_only=True)
-class Check:
-    """One thing compared just now: True holds, False is broken, None could not be told."""
-
-    holds: bool | None
-    text: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class Link:
-    """One stored thing of the chain.
-
-    Attributes:
-        title: What it is.
-        short: The beginning of its hash; empty if it has none of its own.
-        full: The whole hash.
-        facts: Name and value of what made it.
-        checks: How it fits to what comes before it.
-        hashes: Names and hashes of the many things in it.
-    """
-
-    title: str
-    short: str = ""
-    full: str = ""
-    facts: tuple[tuple[str, str], ...] = ()
-    checks: tuple[Check, ...] = ()
-    hashes: tuple[tuple[str, str], ...] = ()
 
 
 def provenance_chain(contents: Contents) -> tuple[Link, ...]:
@@ -63,6 +40,7 @@ def provenance_chain(contents: Contents) -> tuple[Link, ...]:
         _run_link(contents),
         _encoder_link(contents),
         _bags_link(contents),
+        *slide_links(contents),
         _scores_link(contents),
     ]
     broken = tuple(Check(holds=False, text=problem) for problem in contents.problems)
@@ -104,11 +82,11 @@ def _slides_link(contents: Contents) -> Link | None:
         Check(
             holds=not changed if n_same or changed else None,
             text=f"{n_same} of {n_slides} slide files hashed again: as indexed"
-            + (f"; changed: {_named(changed)}" if changed else ""),
+            + (f"; changed: {some_of(changed)}" if changed else ""),
         )
     ]
     if absent:
-        text = f"{len(absent)} slide files are no longer where they were: {_named(absent)}"
+        text = f"{len(absent)} slide files are no longer where they were: {some_of(absent)}"
         checks.append(Check(holds=None, text=text))
     hashes = tuple((row.slide_id, row.fingerprint) for row in rows)
     return Link(title=f"{n_slides} slides", checks=tuple(checks), hashes=hashes)
@@ -153,7 +131,7 @@ def _masks_check(catalogue: Catalogue) -> Check:
             catalogue.mask(slide_id)
         except CatalogueError:
             other.append(slide_id)
-    return _all("tissue masks are of these slides", other, len(chosen))
+    return all_are("tissue masks are of these slides", other, len(chosen))
 
 
 def _run_link(contents: Contents) -> Link | None:
@@ -164,7 +142,7 @@ def _run_link(contents: Contents) -> Link | None:
     versions = ", ".join(f"{name} {value}" for name, value in run["versions"].items())
     facts = (
         ("Seed", str(run["config"].get("seed", ""))),
-        ("Commit", _short_commit(run.get("commit"))),
+        ("Commit", short_commit(run.get("commit"))),
         ("Versions", versions),
     )
     slides = run_slides(contents)
@@ -191,7 +169,7 @@ def _run_checks(run: dict[str, Any], slides: Catalogue) -> Iterator[Check]:
     other = sorted(
         k for k in run["slides"].keys() | now.keys() if run["slides"].get(k) != now.get(k)
     )
-    named = f"; not so: {_named(other)}" if other else ""
+    named = f"; not so: {some_of(other)}" if other else ""
     yield Check(
         holds=not other,
         text=f"{len(run['slides'])} slide fingerprints are those of the catalogue{named}",
@@ -239,14 +217,16 @@ def _bags_link(contents: Contents) -> Link | None:
             other_encoder.append(name)
         if slides is not None and not _is_of(bag.slide_id, made.slide_fingerprint, slides):
             other_slide.append(name)
-    checks = [_all("bags match their own checksum", damaged, len(chosen))]
+    checks = [all_are("bags match their own checksum", damaged, len(chosen))]
     if contents.encoder is not None:
-        checks.append(_all("were made by this encoder", other_encoder, len(hashes)))
+        checks.append(all_are("were made by this encoder", other_encoder, len(hashes)))
     if slides is not None:
-        checks.append(_all("were made from the slides of the catalogue", other_slide, len(hashes)))
+        checks.append(
+            all_are("were made from the slides of the catalogue", other_slide, len(hashes))
+        )
     facts = [("Bags", f"{len(contents.bags)}"), ("Tiles", f"{n_tiles:,}")]
     if contents.embedding is not None:
-        facts.append(("Commit", _short_commit(contents.embedding.get("commit"))))
+        facts.append(("Commit", short_commit(contents.embedding.get("commit"))))
         if contents.catalogue is not None:
             same = contents.embedding.get("catalogue_fingerprint") == contents.catalogue.fingerprint
             checks.append(Check(holds=same, text="embedding.json names this catalogue"))
@@ -281,7 +261,7 @@ def _scores_link(contents: Contents) -> Link | None:
     facts = (
         ("Data", f"{result.data.name}, {result.data.fingerprint[:SHORT]}"),
         ("Seed", seed),
-        ("Commit", _short_commit(result.commit)),
+        ("Commit", short_commit(result.commit)),
     )
     fingerprint = sha256_of_json(result.model_dump(mode="json"))
     return Link(
@@ -299,21 +279,3 @@ def _predictions_metadata(path: Path) -> dict[bytes, bytes]:
         return dict(pq.read_schema(path).metadata or {})
     except (OSError, pa.ArrowException):
         return {}
-
-
-def _all(what: str, exceptions: Sequence[str], n: int) -> Check:
-    n_good = n - len(exceptions)
-    named = f"; not so: {_named(exceptions)}" if exceptions else ""
-    return Check(holds=not exceptions if n else None, text=f"{n_good} of {n} {what}{named}")
-
-
-def _named(names: Sequence[str]) -> str:
-    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
-    return ", ".join(names[:NAMED]) + more
-
-
-def _short_commit(commit: str | None) -> str:
-    if not commit:
-        return "not a checkout"
-    head, plus, changed = commit.partition("+")
-    return head[:SHORT] + (" with uncommitted changes" if plus and changed else "")

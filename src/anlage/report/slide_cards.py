@@ -11,7 +11,8 @@ from pathlib import Path
 from anlage.bags.store import read_bag_header
 from anlage.errors import AnlageError, BagError
 from anlage.geometry import level0_px
-from anlage.report.contents import Contents, without_folders
+from anlage.report.contents import Contents
+from anlage.report.found_files import without_folders
 from anlage.report.pictures import jpeg_uri, outline_path, squares_path
 from anlage.report.provenance_chain import trained_on
 from anlage.slides.catalogue import Catalogue, SlideRow

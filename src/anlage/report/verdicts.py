@@ -10,8 +10,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from anlage.evaluation.result import EvaluationResult
+from anlage.report.chain_link import Link
 from anlage.report.contents import Contents
-from anlage.report.provenance_chain import Link
 
 Kind = Literal["good", "bad", "care", "plain"]
 NAMED = 6
