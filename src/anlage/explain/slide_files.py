@@ -91,8 +91,9 @@ def write_slide_files(
 def heads_sheet(tiles: ScoredTiles, picture: Pixels | None) -> Pixels:
     """Small multiples: the slide once for each head, with how many tiles it sees."""
     names = [f"{head_name(score)}\n{told_of(score)}" for score in tiles.heads]
-    small = [reduced(tiles, score, picture, longest_px=HEAD_PX) for score in tiles.heads]
-    maps = [heatmap.whole(under) for heatmap, under in small]
+    _, under = reduced(tiles, tiles.heads[0], picture, longest_px=HEAD_PX)
+    small = [reduced(tiles, score, None, longest_px=HEAD_PX)[0] for score in tiles.heads]
+    maps = [heatmap.whole(under) for heatmap in small]
     return sheet(maps, names, cell_px=HEAD_PX)
 
 

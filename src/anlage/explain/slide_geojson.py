@@ -36,7 +36,7 @@ def write_geojson(path: Path, tiles: ScoredTiles) -> None:
         file.write('{"type":"FeatureCollection","features":[\n')
         for number, feature in enumerate(_features(tiles)):
             file.write(",\n" if number else "")
-            json.dump(feature, file, separators=(",", ":"), allow_nan=False)
+            file.write(json.dumps(feature, separators=(",", ":"), allow_nan=False))
         file.write("\n]}\n")
 
 

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import rankdata
 
 from anlage.geometry import Size
 from anlage.slides.colour import Colour
@@ -112,7 +111,9 @@ def percentile_rank(weight_L: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
     weights = weight_L[has_weight_L]
     if is_flat(weight_L):
         weights = np.ones_like(weights)
-    rank_L[has_weight_L] = rankdata(weights, method="average") / max(len(weights), 1)
+    _, place, n_tied = np.unique(weights, return_inverse=True, return_counts=True)
+    mean_rank = n_tied.cumsum() - (n_tied - 1) / 2
+    rank_L[has_weight_L] = mean_rank[place] / max(len(weights), 1)
     return rank_L
 
 
