@@ -29,7 +29,7 @@ from anlage.slides.reader import SlideReader
 TIFF_TILE_PX = 256
 SMALLEST_TILE_PX = 2  # of ours on the coarsest level of the pyramid
 PNG_PX = 2048
-LEGEND_PX, LEGEND_WIDTH, BAR_PX = 76, 560, 300
+LEGEND_PX, LEGEND_WIDTH, BAR_PX, BAR_LEFT = 76, 580, 300, 40
 INK = (30, 28, 36)
 MICROMETRES_PER_CM = 1e4
 
@@ -153,22 +153,23 @@ def reduced(
 
 
 def legend(score: TileScore) -> Pixels:
-    """The colours of ranks with the weights that stand there: (76, 560, 3) uint8 RGB."""
+    """The colours of ranks with the weights that stand there: (76, 580, 3) uint8 RGB."""
     strip = Image.new("RGB", (LEGEND_WIDTH, LEGEND_PX), (WHITE,) * 3)
     draw, font = ImageDraw.Draw(strip), ImageFont.load_default(size=13)
     draw.text((8, 4), f"{score.title}: percentile of tiles, and weight", fill=INK, font=font)
     ranks = (np.arange(BAR_PX) + 0.5) / BAR_PX
     bar = np.broadcast_to(colours_of(ranks), (16, BAR_PX, 3))
-    strip.paste(Image.fromarray(np.ascontiguousarray(bar)), (24, 26))
+    strip.paste(Image.fromarray(np.ascontiguousarray(bar)), (BAR_LEFT, 26))
     weights = score.weight_L[score.weight_L > 0]
     for share in (0, 50, 100):
+        x = BAR_LEFT + BAR_PX * share // 100
         weight = f"{np.percentile(weights, share):.2g}" if len(weights) else "-"
-        draw.text((24 + BAR_PX * share // 100, 44), f"{share}%", fill=INK, font=font, anchor="ma")
-        draw.text((24 + BAR_PX * share // 100, 59), weight, fill=INK, font=font, anchor="ma")
+        draw.text((x, 44), f"{share}%", fill=INK, font=font, anchor="ma")
+        draw.text((x, 59), weight, fill=INK, font=font, anchor="ma")
     if score.n_weighted < len(score.weight_L):
-        draw.rectangle((370, 26, 386, 42), fill=WITHOUT_WEIGHT)
+        draw.rectangle((386, 26, 402, 42), fill=WITHOUT_WEIGHT)
         without = 1 - score.n_weighted / len(score.weight_L)
-        draw.text((394, 26), f"no weight ({without:.0%} of tiles)", fill=INK, font=font)
+        draw.text((410, 26), f"no weight ({without:.0%} of tiles)", fill=INK, font=font)
     return np.asarray(strip, np.uint8)
 
 
