@@ -51,7 +51,7 @@ def assert_as_official(network: SlideEncoder, wanted: dict, *, pooling: str, eve
 
 def small_case(wanted: dict):
     name = "{max_slide_px} px, {n_tiles} tiles, {pooling}".format(**wanted)
-    marks = [pytest.mark.slow] if wanted["n_tiles"] > 2000 else []
+    marks = [pytest.mark.slow] if wanted["n_tiles"] > 5000 else []
     return pytest.param(wanted, id=name, marks=marks)
 
 

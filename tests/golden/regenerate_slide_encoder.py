@@ -1,6 +1,7 @@
 """Recompute slide_encoder.json by running the official code on the CPU.
 
-    PYTHONPATH=tests uv run --with einops python tests/golden/regenerate_slide_encoder.py CLONE [FILE]
+    cd tests/golden
+    PYTHONPATH=.. uv run --with einops python regenerate_slide_encoder.py CLONE [FILE]
 
 Needs a clone of github.com/prov-gigapath/prov-gigapath (Apache-2.0), which has its own torchscale
 (MIT); their files are run, not copied. Four things stand in for what a CPU lacks: attention in
@@ -26,9 +27,12 @@ from torch import Tensor
 
 SMALL = {"input_width": 24, "width": 32, "depth": 2}
 FULL = {"input_width": 1536, "width": 768, "depth": 12}
-SMALL_LENGTHS = (37, 1500, 6001)
+SMALL_CASES = [  # of an edge of the largest slide in pixels, and tiles
+    *((262144, n_tiles) for n_tiles in (37, 1500, 6001)),
+    *((250000, n_tiles) for n_tiles in (37, 1500, 6001)),
+    (12000, 2900),  # segments 1217 and 1722 that the dilations 2 and 8 do not divide
+]
 FULL_LENGTH = 1100
-MAX_SLIDES_PX = (262144, 250000)
 N_CELLS = 128
 TILE_PX = 256
 
@@ -107,8 +111,7 @@ def official_numbers(clone: Path) -> dict[str, Any]:
                     ).items()
                 },
             }
-            for max_slide_px in MAX_SLIDES_PX
-            for n_tiles in SMALL_LENGTHS
+            for max_slide_px, n_tiles in SMALL_CASES
             for pooling in ("cls", "mean")
         ]
         full = outputs(module, FULL, FULL_LENGTH)
