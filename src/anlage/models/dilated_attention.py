@@ -108,15 +108,17 @@ def attention_of_token(
         (H, T), float32 or float64, not negative; a row sums to 1, with ``pad="zero"`` to at most 1,
         and is zero where no branch covers the token.
     """
-    n_tokens, n_heads, _ = query_THE.shape
+    n_tokens, n_heads, width = query_THE.shape
     exact = torch.promote_types(query_THE.dtype, torch.float32)
-    query_HE = query_THE[token].to(exact) * query_THE.shape[-1] ** -0.5
-    share_BHT = query_HE.new_zeros(len(plan.branches), n_heads, n_tokens)
-    sum_BH = query_HE.new_full(share_BHT.shape[:2], UNCOVERED)
+    share_BHT = query_THE.new_zeros(len(plan.branches), n_heads, n_tokens, dtype=exact)
+    sum_BH = share_BHT.new_full(share_BHT.shape[:2], UNCOVERED)
     for share_HT, sum_H, groups in zip(share_BHT, sum_BH, plan.branches, strict=True):
         for group in groups:
-            for token_N, head, n_zeros in group.sequences_of(token, n_heads):
-                logit_N = key_THE[token_N, head].to(exact) @ query_HE[head]
+            for head, asked, token_N, n_zeros in group.sequences_of(token, n_heads):
+                query_E = torch.zeros_like(query_THE[0, head], dtype=exact)
+                if asked is not None:
+                    query_E = query_THE[asked, head].to(exact) * width**-0.5
+                logit_N = key_THE[token_N, head].to(exact) @ query_E
                 log_zeros = logit_N.new_tensor(n_zeros).log()
                 sum_H[head] = torch.logaddexp(logit_N.logsumexp(0), log_zeros)
                 share_HT[head, token_N] = torch.exp(logit_N - sum_H[head])

@@ -1,13 +1,15 @@
 """Sequences that one kernel call attends within: where their tokens are, and where results go.
 
 Shape suffixes: T tokens of all bags, H heads, E width of a head; a sequence is one segment as one
-head sees it: G x h sequences of N tokens in a call, M tokens of all of them, padding left out.
+head sees it: G x h sequences of N tokens in a call, M tokens of all of them, padding left out, O
+outputs.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,23 +18,43 @@ Heads = tuple[Tensor, Tensor, Tensor]
 """Queries, keys and values of a kernel call, (G, h, N, E), or gradients by them."""
 
 
+class SequenceOf(NamedTuple):
+    """A sequence that gives one token its output as one head.
+
+    Attributes:
+        head: The head.
+        asked: Token whose query attends; None for a query of zeros.
+        token_N: (N,) int64 tokens that are attended to.
+        n_zeros: Zero keys that take part besides.
+    """
+
+    head: int
+    asked: int | None
+    token_N: Tensor
+    n_zeros: float
+
+
 @dataclass(frozen=True, kw_only=True)
 class GatheredGroup:
     """Sequences of any tokens, gathered and put back by index; h is 1.
 
     Attributes:
-        row_M: (M,) int64 rows of the (T * H, E) outputs, each at most once in a branch.
         query_GN: (G, N) int64 rows of the (T * 3 * H, E) queries, keys and values; the key of a row
             lies H rows after it, the value 2 H. Padding repeats a token of its sequence.
-        place_M: (M,) int64 places of ``row_M`` in the flattened (G, N); None if nothing is padded.
-        bias_GN: (G, N) float32, 0 on tokens and -inf on padding; None if nothing is padded.
+        token_M: (M,) int64 places of tokens in the flattened (G, N); None if nothing is padded.
+        row_O: (O,) int64 rows of the (T * H, E) outputs, each at most once in a branch.
+        place_O: (O,) int64 places in the flattened (G, N) of what goes there; None for all.
+        bias_GN: (G, N) float32, 0 on tokens and -inf on padding; None if nothing is masked.
+        is_token_GN: (G, N) bool, False on padding that takes part as zeros; None if none does.
         zeros: (G, 1, 1) float32, zero keys that take part besides; None if none do.
     """
 
-    row_M: Tensor
     query_GN: Tensor
-    place_M: Tensor | None
+    token_M: Tensor | None
+    row_O: Tensor
+    place_O: Tensor | None
     bias_GN: Tensor | None
+    is_token_GN: Tensor | None
     zeros: Tensor | None
 
     def heads(self, qkv_T3HE: Tensor) -> Heads:
@@ -45,47 +67,56 @@ class GatheredGroup:
             .view(len(self.query_GN), 1, -1, width)
             for part in range(3)
         )
+        if self.is_token_GN is not None:
+            is_zero = ~self.is_token_GN[:, None, :, None]
+            for part in (query, key, value):
+                part.masked_fill_(is_zero, 0)
         return query, key, value
 
     def put_sums(self, sum_TH: Tensor, sum_GhN: Tensor) -> None:
         """Write log-sum-exps of the sequences to their tokens and heads."""
-        sum_TH.view(-1).index_copy_(0, self.row_M, self._tokens(sum_GhN))
+        sum_TH.view(-1).index_copy_(0, self.row_O, _at(self.place_O, sum_GhN))
 
     def add(self, out_THE: Tensor, weight_TH: Tensor, own_GhNE: Tensor) -> None:
         """Add the weighted output of the sequences to their tokens and heads."""
-        weight_M1 = weight_TH.view(-1, 1).index_select(0, self.row_M)
-        weighted_ME = self._tokens(own_GhNE) * weight_M1.to(own_GhNE.dtype)
-        out_THE.view(-1, out_THE.shape[-1]).index_add_(0, self.row_M, weighted_ME)
+        weight_O1 = weight_TH.view(-1, 1).index_select(0, self.row_O)
+        weighted_OE = _at(self.place_O, own_GhNE) * weight_O1.to(own_GhNE.dtype)
+        out_THE.view(-1, out_THE.shape[-1]).index_add_(0, self.row_O, weighted_OE)
 
     def weighted(self, grad_THE: Tensor, weight_TH: Tensor) -> Tensor:
-        """The gradient of the sequences' output, (G, h, N, E), 0 on padding."""
-        weight_M1 = weight_TH.view(-1, 1).index_select(0, self.row_M)
-        grad_ME = grad_THE.flatten(0, 1).index_select(0, self.row_M)
-        grad_ME = grad_ME * weight_M1.to(grad_ME.dtype)
-        if self.place_M is not None:
-            padded = grad_ME.new_zeros(self.query_GN.numel(), grad_ME.shape[1])
-            grad_ME = padded.index_copy_(0, self.place_M, grad_ME)
-        return grad_ME.view(len(self.query_GN), 1, -1, grad_ME.shape[1])
+        """The gradient of the sequences' output, (G, h, N, E), 0 on what goes nowhere."""
+        weight_O1 = weight_TH.view(-1, 1).index_select(0, self.row_O)
+        grad_OE = grad_THE.flatten(0, 1).index_select(0, self.row_O)
+        grad_OE = grad_OE * weight_O1.to(grad_OE.dtype)
+        if self.place_O is not None:
+            everywhere = grad_OE.new_zeros(self.query_GN.numel(), grad_OE.shape[1])
+            grad_OE = everywhere.index_copy_(0, self.place_O, grad_OE)
+        return grad_OE.view(len(self.query_GN), 1, -1, grad_OE.shape[1])
 
     def add_gradients(self, grad_T3HE: Tensor, grads: Heads) -> None:
         """Add the gradients by queries, keys and values to their tokens and heads."""
-        row_M = self._tokens(self.query_GN[:, None])
+        row_M = _at(self.token_M, self.query_GN[:, None])
         grad_FE = grad_T3HE.view(-1, grad_T3HE.shape[-1])
         for part, grad in enumerate(grads):
-            own_ME = self._tokens(grad).to(grad_FE.dtype)
+            own_ME = _at(self.token_M, grad).to(grad_FE.dtype)
             grad_FE[part * grad_T3HE.shape[2] :].index_add_(0, row_M, own_ME)
 
-    def sequences_of(self, token: int, n_heads: int) -> Iterator[tuple[Tensor, int, float]]:
-        """Tokens, head and number of zero keys of each sequence that holds a token."""
-        token_GN = self.query_GN // (3 * n_heads)
-        for g in (token_GN == token).any(dim=1).nonzero().flatten().tolist():
-            is_token_N = slice(None) if self.bias_GN is None else self.bias_GN[g] == 0
+    def sequences_of(self, token: int, n_heads: int) -> Iterator[SequenceOf]:
+        """The sequences from which a token has its output."""
+        found = (self.row_O // n_heads == token).nonzero().flatten()
+        place = found if self.place_O is None else self.place_O[found]
+        for g, n in (divmod(at, self.query_GN.shape[1]) for at in place.tolist()):
+            is_token_N = torch.ones_like(self.query_GN[g], dtype=torch.bool)
             n_zeros = 0.0 if self.zeros is None else float(self.zeros[g])
-            yield token_GN[g, is_token_N], int(self.query_GN[g, 0]) % n_heads, n_zeros
-
-    def _tokens(self, values_GhNX: Tensor) -> Tensor:
-        flat = values_GhNX.flatten(0, 2)
-        return flat if self.place_M is None else flat.index_select(0, self.place_M)
+            if self.bias_GN is not None:
+                is_token_N = self.bias_GN[g] == 0
+            if self.is_token_GN is not None:
+                is_token_N = self.is_token_GN[g]
+                n_zeros = float((~is_token_N).sum())
+            token_N = self.query_GN[g] // (3 * n_heads)
+            head = int(self.query_GN[g, 0]) % n_heads
+            asked = int(token_N[n]) if is_token_N[n] else None
+            yield SequenceOf(head, asked, token_N[is_token_N], n_zeros)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,14 +160,15 @@ class SegmentRun:
         for part, grad in zip(grad_T3HE.unbind(1), grads, strict=True):
             self._segments(part).add_(grad)
 
-    def sequences_of(self, token: int, n_heads: int) -> Iterator[tuple[Tensor, int, float]]:
-        """Tokens, head and number of zero keys of each sequence that holds a token."""
-        segment, _ = divmod(token - self.first, self.n_tokens)
+    def sequences_of(self, token: int, n_heads: int) -> Iterator[SequenceOf]:
+        """The sequences from which a token has its output."""
+        segment = (token - self.first) // self.n_tokens
         if 0 <= segment < self.n_segments:
             start = self.first + segment * self.n_tokens
             token_N = torch.arange(start, start + self.n_tokens)
             n_zeros = 0.0 if self.zeros is None else float(self.zeros)
-            yield from ((token_N, head, n_zeros) for head in range(n_heads))
+            for head in range(n_heads):
+                yield SequenceOf(head, token, token_N, n_zeros)
 
     def _segments(self, values_THX: Tensor) -> Tensor:
         """(T, H, ...) as (G, H, N, ...), a view."""
@@ -173,16 +205,24 @@ def gathered_group(
     token_GN = first_G[:, None] + dilation * step_N.where(is_token_GN, 0)
     row_GN = token_GN * n_heads + head_G[:, None]
     query_GN = token_GN * 3 * n_heads + head_G[:, None]
-    place_M, bias_GN, zeros = None, None, None
+    token_M, bias_GN, zeros = None, None, None
     if not is_token_GN.all():
-        place_M = is_token_GN.flatten().nonzero().flatten().to(device)
+        token_M = is_token_GN.flatten().nonzero().flatten().to(device)
         bias_GN = torch.zeros(is_token_GN.shape).masked_fill(~is_token_GN, -torch.inf).to(device)
     if zeros_G is not None and zeros_G.any():
         zeros = zeros_G[:, None, None].float().to(device)
     return GatheredGroup(
-        row_M=row_GN[is_token_GN].to(device),
         query_GN=query_GN.to(device),
-        place_M=place_M,
+        token_M=token_M,
+        row_O=row_GN[is_token_GN].to(device),
+        place_O=token_M,
         bias_GN=bias_GN,
+        is_token_GN=None,
         zeros=zeros,
     )
+
+
+def _at(place: Tensor | None, values_GhNX: Tensor) -> Tensor:
+    """What lies at places of the flattened (G, h, N); all for None."""
+    flat = values_GhNX.flatten(0, 2)
+    return flat if place is None else flat.index_select(0, place)

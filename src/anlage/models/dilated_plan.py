@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from math import log2
 from typing import Literal, NamedTuple
 
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from anlage.models.dilated_groups import Group, SegmentRun, gathered_group
+from anlage.models.dilated_torchscale import misplaced_groups, misplaces
 
 Pad = Literal["zero", "masked"]
 HeadPhase = Literal["torchscale", "paper"]
@@ -134,7 +135,9 @@ def plan_dilated(
         n_heads: Heads H.
         head_phase: Which token of a segment a head begins at.
         pad: ``masked`` attends to tokens alone; ``zero`` also to the zeros that torchscale fills
-            segments with, as Prov-GigaPath's weights expect.
+            segments with, as Prov-GigaPath's weights expect, and gives outputs to the tokens that
+            torchscale gives them to: other ones, where a bag has several segments that the dilation
+            does not divide (see ``misplaced_groups``).
         device: Where the tokens are.
 
     Returns:
@@ -173,9 +176,23 @@ def _groups(
     lengths: Sequence[int], branch: Branch, phase_H: Tensor, *, is_zero: bool, device: torch.device
 ) -> Iterator[Group]:
     spare, n_heads = SPARE_PAIRS.get(device.type, SPARE_PAIRS_ELSEWHERE), len(phase_H)
-    gathered = []
-    for run in _runs(lengths, branch.segment):
-        is_worth_a_call = len(lengths) == 1 or n_heads * run.n_pairs >= spare
+    runs: list[_Run] = []
+    gathered: list[_Run] = []
+    for first, length in zip(accumulate(lengths, initial=0), lengths, strict=False):
+        if is_zero and misplaces(length, branch.segment, branch.dilation):
+            yield from misplaced_groups(
+                first,
+                length,
+                segment=branch.segment,
+                dilation=branch.dilation,
+                phase_H=phase_H,
+                most_sequences=MOST_SEQUENCES,
+                device=device,
+            )
+        else:
+            runs.extend(_runs(first, length, branch.segment))
+    for run in runs:
+        is_worth_a_call = len(lengths) == 1 or n_heads * run.n_pairs >= 4 * spare
         if branch.dilation == 1 and is_worth_a_call:
             zeros = torch.full((1, 1, 1), run.missing, dtype=torch.float32, device=device)
             yield SegmentRun(
@@ -200,15 +217,12 @@ def _groups(
         )
 
 
-def _runs(lengths: Sequence[int], segment: int) -> Iterator[_Run]:
-    first = 0
-    for length in lengths:
-        own = min(segment, length)
-        n_full, rest = divmod(length, own)
-        yield _Run(first, n_full, own, 0)
-        if rest:
-            yield _Run(first + n_full * own, 1, rest, own - rest)
-        first += length
+def _runs(first: int, length: int, segment: int) -> Iterator[_Run]:
+    own = min(segment, length)
+    n_full, rest = divmod(length, own)
+    yield _Run(first, n_full, own, 0)
+    if rest:
+        yield _Run(first + n_full * own, 1, rest, own - rest)
 
 
 def _sequences(runs: Sequence[_Run], dilation: int, phase_H: Tensor) -> _Sequences:
