@@ -218,10 +218,10 @@ def test_connections_that_break_do_not_change_batches(bucket, endpoint, monkeypa
 
 def test_a_bucket_that_is_gone_stops_the_run_by_name(bucket, endpoint, monkeypatch):
     fill(bucket)
-    monkeypatch.setenv("ANLAGE_REMOTE_SECONDS", "1")
     with dropping_proxy(endpoint) as proxy:
         monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
         bags = BagSet.open(bucket)
+        monkeypatch.setenv("ANLAGE_REMOTE_SECONDS", "1")
         proxy.drop_every, proxy.after_bytes = 1, 0
         with pytest.raises(BagError, match=r"s3://bags/study 1/s4\.zarr: "):
             next(bag_batches(bags, [[(0, "s4")]], grid_um=GRID_UM))
