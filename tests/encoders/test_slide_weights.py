@@ -71,7 +71,9 @@ def test_the_whole_encoder_gives_what_the_official_code_gives():
 @pytest.mark.skipif("GIGAPATH_SRC" not in os.environ, reason="needs GIGAPATH_SRC")
 def test_the_official_code_still_gives_the_golden_numbers(tmp_path):
     script, output = GOLDEN.with_name("regenerate_slide_encoder.py"), tmp_path / "again.json"
-    subprocess.run([sys.executable, script, os.environ["GIGAPATH_SRC"], output], check=True)
+    path = os.pathsep.join([str(GOLDEN.parents[1]), os.environ.get("PYTHONPATH", "")])
+    command = [sys.executable, script, os.environ["GIGAPATH_SRC"], output]
+    subprocess.run(command, check=True, env={**os.environ, "PYTHONPATH": path})
     again = json.loads(output.read_text(encoding="utf-8"))
     pairs = zip([*again["small"], again["full"]], [*NUMBERS["small"], NUMBERS["full"]], strict=True)
     for found, wanted in pairs:
