@@ -8,7 +8,6 @@ from anlage.explain.slide_attention import (
     NotedBlock,
     as_name,
     pooling_scores,
-    slide_token_attention,
     slide_token_scores,
 )
 from anlage.models.slide_encoder import SlideEncoder
@@ -40,7 +39,7 @@ def noted_attention(network, layer):
     features, cells = make_bag()
     with NotedBlock(network, layer) as noted, torch.no_grad():
         network(features, cells, [N_TILES])
-    return slide_token_attention(noted).numpy()
+    return noted.share_HR.numpy()
 
 
 @pytest.mark.parametrize("layer", [1, 2])

@@ -14,23 +14,29 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn import functional
 
 from anlage.explain.slide_scores import TileScore
-from anlage.models.dilated_attention import attention_of_token
+from anlage.models.dilated_attention import DilatedPlan, attention_of_token
 from anlage.models.layers.long_net_block import LongNetBlock
 from anlage.models.slide_encoder import SlideEncoder
 
 
 class NotedBlock:
-    """A block of a slide encoder that keeps what it is given while a bag passes: a context.
+    """A context in which one block of a slide encoder tells where the slide token looks.
 
     Args:
-        network: In evaluation mode.
+        network: In evaluation mode; one bag is to pass through it.
         layer: Which block, from 1.
+
+    Attributes:
+        share_HR: After the pass, what ``slide_token_attention`` gives.
 
     Raises:
         ValueError: If there is no such block.
     """
+
+    share_HR: Tensor
 
     def __init__(self, network: SlideEncoder, layer: int) -> None:
         if not 1 <= layer <= network.depth:
@@ -38,21 +44,22 @@ class NotedBlock:
             raise ValueError(msg)
         block = network.blocks[layer - 1]
         assert isinstance(block, LongNetBlock)
-        self.block, self.layer = block, layer
+        self.layer, self._block = layer, block
 
     def __enter__(self) -> Self:
-        self._hook = self.block.register_forward_pre_hook(self._note)
+        self._hook = self._block.register_forward_pre_hook(self._note)
         return self
 
     def __exit__(self, *_: object) -> None:
         self._hook.remove()
 
-    def _note(self, _: nn.Module, given: tuple[Any, ...]) -> None:
-        self.given_RD, self.plan = given[0].detach(), given[1]
+    def _note(self, block: nn.Module, given: tuple[Any, ...]) -> None:
+        assert isinstance(block, LongNetBlock), "it was put on no other"
+        self.share_HR = slide_token_attention(block, given[0], given[1])
 
 
-def slide_token_attention(noted: NotedBlock) -> Tensor:
-    """How the slide token spread its attention in one block, by head, branches merged.
+def slide_token_attention(block: LongNetBlock, tokens_RD: Tensor, plan: DilatedPlan) -> Tensor:
+    """How the slide token spreads its attention in one block, by head, branches merged.
 
     The token is the first of its sequence, so in each branch it is in the first segment and sees
     no other; and in a branch of dilation r only the heads that begin at the first token of a
@@ -60,7 +67,9 @@ def slide_token_attention(noted: NotedBlock) -> Tensor:
     by what is on them.
 
     Args:
-        noted: A block through which one bag has passed.
+        block: The block.
+        tokens_RD: (R, D) what it is given of one bag, the slide token first.
+        plan: Made for this bag.
 
     Returns:
         (H, R) float32, the slide token's weight on itself first. A row sums to 1, with zeros that
@@ -68,12 +77,13 @@ def slide_token_attention(noted: NotedBlock) -> Tensor:
 
     Source: Ding et al. 2023, LongNet, arXiv:2307.02486, equations 9 and 10, of one query.
     """
-    attention = noted.block.attn
-    with torch.inference_mode():
-        qkv_RF = attention.qkv(noted.block.norm1(noted.given_RD))
-        query_RHE, key_RHE, _ = qkv_RF.unflatten(1, (3, attention.n_heads, -1)).unbind(1)
-        share_HR = attention_of_token(query_RHE, key_RHE, noted.plan, token=0).float()
-    return share_HR.clone()  # an ordinary tensor
+    n_heads, qkv = block.attn.n_heads, block.attn.qkv
+    n = 2 * tokens_RD.shape[1]  # values are not needed
+    with torch.no_grad():
+        normal_RD = block.norm1(tokens_RD)
+        both_RF = functional.linear(normal_RD, qkv.weight[:n], qkv.bias[:n])
+        query_RHE, key_RHE = both_RF.view(len(both_RF), 2, n_heads, -1).unbind(1)
+        return attention_of_token(query_RHE, key_RHE, plan, token=0).float()
 
 
 def slide_token_scores(share_HR: Tensor, *, layer: int) -> Iterator[TileScore]:

@@ -25,7 +25,6 @@ from anlage.errors import BagError, EncoderError, SlideError
 from anlage.explain.slide_attention import (
     NotedBlock,
     pooling_scores,
-    slide_token_attention,
     slide_token_scores,
 )
 from anlage.explain.slide_scores import ScoredTiles, TileScore
@@ -220,7 +219,7 @@ def _scored(
         else:
             opened.embed(*given)
     if noted is not None:
-        scores += slide_token_scores(slide_token_attention(noted), layer=noted.layer)
+        scores += slide_token_scores(noted.share_HR, layer=noted.layer)
     return scores, prediction
 
 
