@@ -14,6 +14,9 @@ from torch.utils.checkpoint import checkpoint
 
 from anlage.models.dilated_attention import DilatedPlan, dilated_self_attention
 
+CHUNK_TOKENS = 8192
+"""Tokens that pass the feed-forward layer at a time where no gradient is asked for."""
+
 
 class DilatedSelfAttention(nn.Module):
     """Dilated self-attention with sub-LN: a LayerNorm between the heads and ``proj``.
@@ -126,7 +129,11 @@ class LongNetBlock(nn.Module):
 
     def _branches(self, tokens_TD: Tensor, plan: DilatedPlan, lengths: Sequence[int]) -> Tensor:
         tokens_TD = tokens_TD + self._thinned(self.attn(self.norm1(tokens_TD), plan), lengths)
-        return tokens_TD + self._thinned(self.mlp(self.norm2(tokens_TD)), lengths)
+        if torch.is_grad_enabled() or self.training:
+            return tokens_TD + self._thinned(self.mlp(self.norm2(tokens_TD)), lengths)
+        for chunk_TD in torch.split(tokens_TD, CHUNK_TOKENS):
+            chunk_TD.add_(self.mlp(self.norm2(chunk_TD)))
+        return tokens_TD
 
     def _thinned(self, change_TD: Tensor, lengths: Sequence[int]) -> Tensor:
         """Dropout, then stochastic depth by bag, as torchscale has them."""
