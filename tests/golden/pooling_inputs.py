@@ -13,6 +13,8 @@ N_CLASSES, N_INSTANCES = 3, 4
 CLAM_LENGTHS, CLAM_TARGETS, CLAM_WIDTH = (19, 8, 33), (2, 0, 1), 10
 TRANSMIL_LENGTHS, TRANSMIL_WIDTH = (1, 6, 37, 300), 1024
 EVA_LENGTHS, EVA_WIDTH = (7, 1, 12), 12
+GIGAPATH_SIZES = {"input_width": 24, "width": 32, "depth": 2}
+GIGAPATH_TILES, GIGAPATH_ROUTES = 1100, (((2,), "cls"), ((0, 1), "cls"), ((1, 2), "mean"))
 HAZARD_LOGITS = torch.from_numpy(wave(8, 4, phase=0.9)) * 3
 HAZARD_BINS, HAZARD_EVENTS = (0, 1, 2, 3, 0, 1, 2, 3), (1, 1, 1, 1, 0, 0, 0, 0)
 

@@ -4,8 +4,9 @@
 
 SOURCES holds clones: ``clam`` (github.com/mahmoodlab/CLAM at 53e2409, GPL-3), ``topk``
 (github.com/oval-group/smooth-topk at 12c1645, MIT), ``transmil`` (szc19990412/TransMIL at 9d6aee5,
-no licence file) and ``mcat`` (mahmoodlab/MCAT at b9cca63, GPL-3). PACKAGES holds nystrom-attention
-0.0.14, einops, future and kaiko-eva 0.4.5. All are run, none is copied.
+no licence file), ``mcat`` (mahmoodlab/MCAT at b9cca63, GPL-3) and ``gigapath``
+(prov-gigapath/prov-gigapath, Apache-2.0). PACKAGES holds nystrom-attention 0.0.14, einops, future
+and kaiko-eva 0.4.5. All are run, none is copied.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ from typing import Any
 
 import torch
 from golden import pooling_inputs as given
+from golden import regenerate_slide_encoder
+from official_slide_weights import bag_of, official_weights
 from torch import nn
 
 HERE = Path(__file__).parent
@@ -164,6 +167,51 @@ def mcat(sources: Path) -> dict[str, Any]:
     }
 
 
+def gigapath(sources: Path) -> list[dict[str, Any]]:
+    """The fine-tuned model of the open code: logits, gradients of a loss, layers by its names."""
+    module = regenerate_slide_encoder.official(sources / "gigapath")
+    heads = importlib.import_module("gigapath.classification_head")
+    layer_of = function_of(sources / "gigapath" / "finetune" / "utils.py", "get_layer_id")
+    sizes, found = given.GIGAPATH_SIZES, []
+
+    def small_encoder(*_: object, in_chans: int, **options: Any) -> nn.Module:
+        network = module.LongNetViT(
+            in_chans=in_chans,
+            embed_dim=sizes["width"],
+            depth=sizes["depth"],
+            slide_ngrids=regenerate_slide_encoder.N_CELLS,
+            norm_layer=lambda width: nn.LayerNorm(width, eps=1e-6),
+            **options,
+        )
+        network.load_state_dict(official_weights(**sizes), strict=True)
+        return network
+
+    heads.slide_encoder.create_model = small_encoder
+    for layers, route in given.GIGAPATH_ROUTES:
+        network = heads.ClassificationHead(
+            sizes["input_width"],
+            sizes["width"],
+            "-".join(map(str, layers)),
+            n_classes=given.N_CLASSES,
+            global_pool=route == "mean",
+        ).eval()
+        ours = {f"classifier.0.{p}": f"head.0.{p}" for p in ("weight", "bias")}
+        fill(network.classifier, {name.partition(".")[2]: our for name, our in ours.items()})
+        features, cells = bag_of(given.GIGAPATH_TILES, input_width=sizes["input_width"])
+        logits = network(features[None], cells[None] * 256 + 100)
+        nn.functional.cross_entropy(logits, torch.tensor([1])).backward()
+        names = [name for name, _ in network.named_parameters()]
+        found.append(
+            {
+                "logits": logits[0].tolist(),
+                "head_gradient": network.classifier[0].weight.grad[0].tolist(),
+                "tile_gradient": network.slide_encoder.patch_embed.proj.weight.grad[0].tolist(),
+                "layers": {name: layer_of(name, sizes["depth"] + 1) for name in names},
+            }
+        )
+    return found
+
+
 def numbers(sources: Path) -> dict[str, Any]:
     """All of them, from clones below a folder and packages on the path."""
     return {
@@ -172,6 +220,7 @@ def numbers(sources: Path) -> dict[str, Any]:
         "transmil": transmil(sources),
         "eva_abmil": eva(),
         "mcat_nll": mcat(sources),
+        "gigapath_head": gigapath(sources),
     }
 
 
