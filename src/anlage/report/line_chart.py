@@ -68,6 +68,7 @@ def line_chart(
     note: str = "",
     from_zero: bool = False,
     reference: tuple[float, str] | None = None,
+    x_name: str = "step",
 ) -> Chart | None:
     """Lay out a line chart; None if no series has a number.
 
@@ -80,6 +81,7 @@ def line_chart(
         note: How to read it.
         from_zero: Whether the y axis begins at 0.
         reference: A y value to compare with, and its name; left out if it would flatten the lines.
+        x_name: What an x value is.
     """
     shown = {name: values for name, values in series.items() if any(_is_number(v) for v in values)}
     if not shown or not steps:
@@ -113,8 +115,8 @@ def line_chart(
         ),
         y_ticks=axis.ticks,
         reference=axis.reference,
-        spoken=_spoken(title, steps, shown),
-        data=_tooltip(x, px, binned),
+        spoken=_spoken(title, x_name, steps, shown),
+        data=_tooltip(x_name, x, px, binned),
     )
 
 
@@ -206,17 +208,21 @@ def _path(px: Sequence[float], py: Sequence[Value]) -> str:
     return "".join(parts) + ("h0" if len(parts) == 1 else "")
 
 
-def _spoken(title: str, steps: Sequence[int], series: Mapping[str, Sequence[Value]]) -> str:
+def _spoken(
+    title: str, x_name: str, steps: Sequence[int], series: Mapping[str, Sequence[Value]]
+) -> str:
     told = []
     for name, values in series.items():
         numbers = [v for v in values if v is not None and isfinite(v)]
         told.append(f"{name} from {short_number(numbers[0])} to {short_number(numbers[-1])}")
-    return f"{title}, steps {steps[0]} to {steps[-1]}: {'; '.join(told)}."
+    return f"{title}, {x_name}s {steps[0]} to {steps[-1]}: {'; '.join(told)}."
 
 
-def _tooltip(x: Sequence[float], px: Sequence[float], binned: Mapping[str, Sequence[Value]]) -> str:
+def _tooltip(
+    name: str, x: Sequence[float], px: Sequence[float], binned: Mapping[str, Sequence[Value]]
+) -> str:
     lines = [
         {"name": name, "values": [None if v is None else short_number(v) for v in values]}
         for name, values in binned.items()
     ]
-    return json.dumps({"x": [round(v) for v in x], "px": list(px), "lines": lines})
+    return json.dumps({"name": name, "x": [round(v) for v in x], "px": list(px), "lines": lines})

@@ -141,7 +141,7 @@ def _facts(config: TilePretrainConfig, contents: Contents) -> dict[str, str]:
             f"{optimizer.teacher_momentum.start:g} to {optimizer.teacher_momentum.end:g}"
         ),
         "Seed": str(config.seed),
-        "Machine": _machine(contents.run or {}),
+        "Machine": machine_of(contents.run or {}),
     }
     return {name: value for name, value in facts.items() if value}
 
@@ -162,7 +162,8 @@ def _parameters(contents: Contents) -> str:
     return f"{n / 1e6:.2f} million" if n >= 1e5 else f"{n:,}"
 
 
-def _machine(run: Mapping[str, Any]) -> str:
+def machine_of(run: Mapping[str, Any]) -> str:
+    """The machine that a run says it began on, in a few words."""
     machine = run.get("machine") or {}
     gpus = ", ".join(machine.get("gpus") or [])
     cores = f"{machine['n_cores']} cores" if machine.get("n_cores") else ""

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Literal
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -12,23 +10,17 @@ import pyarrow.compute as pc
 from anlage.evaluation.result import EvaluationResult
 from anlage.report.chain_link import Link
 from anlage.report.contents import Contents
+from anlage.report.slide_verdicts import slide_verdicts
+from anlage.report.verdict import Verdict
 
-Kind = Literal["good", "bad", "care", "plain"]
 NAMED = 6
-
-
-@dataclass(frozen=True, kw_only=True)
-class Verdict:
-    """One line: whether it is good news, bad news, a reason for care, or a plain fact."""
-
-    kind: Kind
-    text: str
 
 
 def verdicts(contents: Contents, chain: tuple[Link, ...]) -> tuple[Verdict, ...]:
     """What a reader should take away, most important first."""
     return (
         *_score_verdicts(contents),
+        *slide_verdicts(contents),
         *_split_verdicts(contents),
         *_leakage_verdicts(contents.result),
         *_chain_verdicts(chain),

@@ -20,11 +20,14 @@ from anlage.errors import AnlageError
 from anlage.files import write_text_whole
 from anlage.progress import meter
 from anlage.report.contents import Contents, open_contents
+from anlage.report.finetune_section import finetune_sections
 from anlage.report.neighbours import neighbours_section
 from anlage.report.patch_map import patch_map_section
 from anlage.report.provenance_chain import provenance_chain
 from anlage.report.score_tables import scores_section
 from anlage.report.slide_cards import slides_section
+from anlage.report.slide_embeddings_section import slide_embeddings_section
+from anlage.report.slide_training_section import slide_duration_s, slide_training_section
 from anlage.report.training_section import duration_s, time_in_words, training_section
 from anlage.report.verdicts import verdicts
 
@@ -69,6 +72,9 @@ def _sections(contents: Contents) -> dict[str, Any]:
         "training": lambda: training_section(contents),
         "patches": lambda: patch_map_section(contents),
         "neighbours": lambda: neighbours_section(contents, seed=seed or 0),
+        "slide_training": lambda: slide_training_section(contents),
+        "slide_embeddings": lambda: slide_embeddings_section(contents),
+        "finetune": lambda: finetune_sections(contents),
         "scores": lambda: scores_section(contents),
     }
     made: dict[str, Any] = {}
@@ -115,7 +121,9 @@ def _rendered(sections: dict[str, Any]) -> str:
 
 
 def _seed(contents: Contents) -> int | None:
-    for settings in ((contents.run or {}).get("config"), contents.demo):
+    parts = contents.over_slides
+    runs = [contents.run, parts.run, *(tuned.record for tuned in parts.tuned[:1])]
+    for settings in (*((run or {}).get("config") for run in runs), contents.demo):
         if settings and isinstance(settings.get("seed"), int):
             return int(settings["seed"])
     return int(contents.result.settings.get("seed", 0)) if contents.result else None
@@ -133,12 +141,28 @@ def _subtitle(contents: Contents, seed: int | None) -> str:
         done.append(f"{len(contents.catalogue)} slides indexed")
     if contents.bags:
         done.append(f"{len(contents.bags)} slides embedded")
+    done += _done_over_slides(contents)
     if contents.result:
         done.append(
             f"scored on {contents.result.data.n_groups} cases of {contents.result.data.name}"
         )
     text = ", ".join(done)
     return text[:1].upper() + text[1:] + (f". Seed {seed}." if seed is not None else ".")
+
+
+def _done_over_slides(contents: Contents) -> list[str]:
+    parts, done = contents.over_slides, []
+    if parts.run:
+        n_bags = parts.run.get("n_slides", len(parts.run["slides"]))
+        done.append(f"a slide encoder pretrained on bags of {n_bags} slides")
+    elif parts.encoder:
+        done.append("a slide encoder")
+    if parts.table:
+        done.append(f"{len(parts.table.rows)} slide embeddings")
+    tasks = [tuned.result.task_name for tuned in parts.tuned if tuned.result]
+    if tasks:
+        done.append(f"slide models fine-tuned on {', '.join(tasks)}")
+    return done
 
 
 def _figures(contents: Contents, made: dict[str, Any]) -> list[tuple[str, str]]:
@@ -156,8 +180,28 @@ def _figures(contents: Contents, made: dict[str, Any]) -> list[tuple[str, str]]:
         seconds = duration_s(contents)
         if seconds:
             shown.append((time_in_words(seconds), "training time"))
+    shown += _figures_over_slides(contents)
     if made["neighbours"]:
         shown.append((f"{made['neighbours'].n_tiles:,}", "tiles embedded"))
     if contents.result:
         shown.append((f"{contents.result.data.n_groups:,}", "cases tested"))
+    return shown
+
+
+def _figures_over_slides(contents: Contents) -> list[tuple[str, str]]:
+    """Those of the slide encoder, where there is no tile encoder to tell of; of the patients."""
+    parts, shown = contents.over_slides, []
+    if parts.encoder and not contents.encoder:
+        n = sum(p.numel() for p in parts.encoder.network.parameters())
+        shown.append((f"{n / 1e6:.2f} M", "parameters"))
+    if parts.metrics and not contents.metrics:
+        shown.append((f"{parts.n_steps:,}", "training steps"))
+        seconds = slide_duration_s(parts)
+        if seconds:
+            shown.append((time_in_words(seconds), "training time"))
+    for result in (tuned.result for tuned in parts.tuned[:1]):
+        if result is not None and contents.catalogue is None:
+            shown.append((f"{result.n_slides:,}", "slides of the task"))
+            shown.append((f"{result.n_patients:,}", "patients"))
+            shown.append((f"{len(result.folds):,}", "folds"))
     return shown

@@ -2,7 +2,7 @@
 // The page is complete without this: it adds values under the pointer and larger pictures.
 
 for (const chart of document.querySelectorAll("[data-chart]")) {
-  const { x, px, lines } = JSON.parse(chart.dataset.chart);
+  const { name, x, px, lines } = JSON.parse(chart.dataset.chart);
   const svg = chart.querySelector("svg");
   const hair = svg.querySelector(".hair");
   const readout = chart.querySelector(".readout");
@@ -15,7 +15,7 @@ for (const chart of document.querySelectorAll("[data-chart]")) {
     hair.setAttribute("x2", px[at]);
     hair.classList.add("on");
     const values = lines.map((line) => `${line.name} ${line.values[at] ?? "–"}`);
-    readout.textContent = `step ${x[at].toLocaleString("en")}: ${values.join(", ")}`;
+    readout.textContent = `${name} ${x[at].toLocaleString("en")}: ${values.join(", ")}`;
   }
 
   function rest() {

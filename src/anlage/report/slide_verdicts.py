@@ -1,0 +1,99 @@
+"""What a reader should take away of the stages over slides."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from anlage.encoders.leakage import Leakage
+from anlage.report.contents import Contents
+from anlage.report.line_chart import short_number
+from anlage.report.slide_parts import SlideParts
+from anlage.report.slide_training_section import held_out_errors
+from anlage.report.verdict import Kind, Verdict
+from anlage.training.finetune_result import FinetuneResult, Predictor
+
+FLOORS: dict[Predictor, str] = {
+    "mean_pool": "a linear probe on the mean tile",
+    "prior": "training frequencies",
+}
+SHORT_WORDS = frozenset(("auroc", "auprc", "f1", "rmse", "mae", "mse", "r2", "ovr", "auc"))
+
+
+def slide_verdicts(contents: Contents) -> Iterator[Verdict]:
+    """Masked error beside its floors; each fine-tuned task beside its own; who was seen before."""
+    yield from _pretraining(contents.over_slides)
+    for tuned in contents.over_slides.tuned:
+        if tuned.result is None:
+            yield Verdict(kind="care", text="Fine-tuning is not finished: it has no result yet.")
+        else:
+            yield from _tuned(tuned.result)
+
+
+def metric_name(metric: str) -> str:
+    """A metric as a reader says it: ``AUROC macro`` of ``auroc_macro``."""
+    words = [word.upper() if word in SHORT_WORDS else word for word in metric.split("_")]
+    return " ".join([words[0][:1].upper() + words[0][1:], *words[1:]])
+
+
+def _pretraining(parts: SlideParts) -> Iterator[Verdict]:
+    errors = held_out_errors(parts)
+    if errors is None or parts.run is None:
+        return
+    ours, mean, copy = errors
+    n_slides = len(parts.run.get("held_out", []))
+    is_below = ours < min(mean, copy)
+    said = "is below both floors" if is_below else "is not below its floors"
+    text = (
+        f"Slide encoder: the error of hidden tiles on {n_slides} held-out slides {said}: "
+        f"{short_number(ours)}, against {short_number(mean)} for the mean of the visible tiles and "
+        f"{short_number(copy)} for a copy of the nearest."
+    )
+    yield Verdict(kind="plain" if is_below else "care", text=text)
+
+
+def _tuned(result: FinetuneResult) -> Iterator[Verdict]:
+    first = result.scores[0]
+    found = {
+        score.predictor: score.mean_of_folds
+        for score in result.scores
+        if (score.metric, score.label) == (first.metric, first.label)
+    }
+    model = found.get("model")
+    metric = f"{metric_name(first.metric)} {first.label}".strip()
+    if model is None:
+        text = f"{result.task_name}: {metric} has no value in any fold."
+        yield Verdict(kind="care", text=text)
+        return
+    beside = [
+        f"{value.value:.2f} for {called}"
+        for name, called in FLOORS.items()
+        if (value := found.get(name)) is not None
+    ]
+    told = f"; {', '.join(beside)}" if beside else ""
+    folds = f"mean of {len(result.folds)} folds, {model.n_patients} patients"
+    text = f"Fine-tuned on {result.task_name}: {metric} {model.value:.2f}, {folds}{told}."
+    yield Verdict(kind="plain", text=text)
+    if model.is_unreliable:
+        text = f"Unreliable: {model.n_patients} patients are too few, so nothing follows from it."
+        yield Verdict(kind="care", text=text)
+    yield from _seen_before(result)
+
+
+def _seen_before(result: FinetuneResult) -> Iterator[Verdict]:
+    """Which encoders saw tested patients; those of which the same is true in one line."""
+    by_text: dict[tuple[Kind, str], list[str]] = {}
+    for name, leakage in result.leakage.items():
+        verdict: tuple[Kind, str] = ("care", _leakage_in_words(leakage))
+        if leakage.is_known and not leakage.seen:
+            verdict = ("good", verdict[1])
+        by_text.setdefault(verdict, []).append(name)
+    for (kind, text), names in by_text.items():
+        yield Verdict(kind=kind, text=f"{text} by the {' and the '.join(names)} in pretraining.")
+
+
+def _leakage_in_words(leakage: Leakage) -> str:
+    if not leakage.is_known:
+        return "It is not known whether tested patients were seen"
+    if not leakage.seen:
+        return f"None of the {leakage.n_groups} tested patients was seen"
+    return f"{len(leakage.seen)} of {leakage.n_groups} tested patients were seen, without labels,"
