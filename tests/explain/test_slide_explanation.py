@@ -114,11 +114,13 @@ def test_attention_that_is_the_same_everywhere(tmp_path) -> None:
     _, bags = make(tmp_path)
     save_planted(tmp_path / "model")
     save_model(tmp_path / "mean", pooling={"kind": "mean"})
+    save_model(tmp_path / "transmil", pooling={"kind": "transmil", "width": 16})
     rewritten(bags, features=np.ones((48, WIDTH), np.float16))
     with pytest.raises(EncoderError, match="48 tiles of slide 'a' the same attention"):
         explained(open_explained(str(tmp_path / "model")), bags, "a")
-    with pytest.raises(EncoderError, match="weighs all tiles alike"):
-        explained(open_explained(str(tmp_path / "mean")), bags, "a")
+    for name in ("mean", "transmil"):
+        with pytest.raises(EncoderError, match="gives no weights of tiles"):
+            explained(open_explained(str(tmp_path / name)), bags, "a")
 
 
 def test_layers_that_are_not_there(tmp_path) -> None:

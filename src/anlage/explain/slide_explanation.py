@@ -232,8 +232,8 @@ def _last_used(opened: Opened, network: SlideEncoder) -> int:
 def _refuse_without_difference(name: str, slide_id: str, scores: list[TileScore]) -> None:
     main = [score for score in scores if not score.is_of_head]
     if not main:
-        msg = "pools by a mean, which weighs all tiles alike: there is no attention to show."
-        raise EncoderError(name, f"{msg} Fine-tune one that pools by attention.")
+        msg = "has a pooling that gives no weights of tiles, and no slide encoder."
+        raise EncoderError(name, f"{msg} Fine-tune one that pools by ABMIL or CLAM.")
     if all(score.is_flat for score in main):
         n_tiles = len(main[0].weight_L)
         msg = f"gives the {n_tiles} tiles of slide {slide_id!r} the same attention, but for"
