@@ -37,7 +37,7 @@ def factors(network: SlideModel, optimizer: torch.optim.Optimizer) -> dict[str, 
 
 
 def test_rates_fall_with_the_distance_from_the_head() -> None:
-    """BEiT: the embedding is layer 0, block i is i + 1, what is above the last block is the head."""
+    """BEiT: the embedding is layer 0, block i is i + 1, all above the blocks as the head."""
     network = model()
     found = factors(
         network, build_finetune_optimizer(network, FinetuneRates(peak_lr=1, layer_decay=0.5))

@@ -55,8 +55,9 @@ def folds_of(
             that it does not name are left out and logged.
 
     Raises:
-        CatalogueError: If a patient is on two sides or at two sites, a side is empty, or the
-            training side of a fold has one class, no event, or too few patients.
+        CatalogueError: If a patient is on two sides or at two sites, a side is empty, there are
+            fewer patients than folds, the training side of a fold has one class or no event, or
+            its validation side has none to choose an epoch by.
         LabelledDataError: If the table of splits cannot be used.
     """
     try:
@@ -70,6 +71,7 @@ def folds_of(
     for split in found:
         split.refuse_cut_groups(targets.patient_N)
         _refuse_untrainable(split, targets, labels)
+        _refuse_no_choice(config, split, targets, labels)
     return found
 
 
@@ -192,3 +194,20 @@ def _refuse_untrainable(split: Split, targets: Targets, labels: SlideLabels) -> 
         only = targets.classes[int(seen[0])]
         msg = f"fold {split.name}: its training side has one class only, {only!r}"
         raise CatalogueError(labels.path, f"{msg}. Ask for fewer folds, or add patients.")
+
+
+def _refuse_no_choice(
+    config: FinetuneConfig, split: Split, targets: Targets, labels: SlideLabels
+) -> None:
+    """Refuse a validation side on which what chooses the epoch has no value."""
+    if not config.choice.needs_validation:
+        return
+    kind, target_VK = targets.task.kind, targets.target_NK[split.validation]
+    if kind in SURVIVAL and not target_VK[:, 1].any():
+        msg = f"fold {split.name}: all {len(target_VK)} validation slides are censored"
+        raise CatalogueError(labels.path, f"{msg}. Set folds.inner higher, or choice.keep=last.")
+    seen = np.unique(target_VK[:, 0])
+    if kind in {"binary", "multi_class"} and config.choice.by == "score" and len(seen) < 2:
+        only = targets.classes[int(seen[0])]
+        msg = f"fold {split.name}: its validation side has one class only, {only!r}, and no score"
+        raise CatalogueError(labels.path, f"{msg}. Set choice.by=loss, or folds.inner higher.")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
 from anlage.models.bag_pooling.kinds import build_pooling
 from anlage.models.without_weights import without_weights
@@ -55,7 +55,7 @@ class ModelChoice(Section):
             slide encoder), ``cls`` (states of the slide token) or ``mean`` (means of the tiles).
         layers: States of the slide encoder that ``cls`` and ``mean`` put side by side, 0 (its
             embedded input) to its depth; None for its output.
-        pooling: ``kind`` of the pooling, and its settings.
+        pooling: ``kind`` of the pooling, and its settings; a name alone takes its own settings.
         instance_weight: Share of CLAM's loss of single tiles in the loss; 0 without it.
         shortcut: Give the head the pooled tile embeddings themselves beside those in context.
         dropout: Before the head while training.
@@ -68,6 +68,11 @@ class ModelChoice(Section):
     instance_weight: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
     shortcut: bool = False
     dropout: Dropout = 0.0
+
+    @field_validator("pooling", mode="before")
+    @classmethod
+    def _named_pooling(cls, given: object) -> object:
+        return {"kind": given} if isinstance(given, str) else given
 
     @model_validator(mode="after")
     def _route_has_what_it_needs(self) -> Self:
