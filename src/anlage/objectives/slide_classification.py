@@ -29,6 +29,8 @@ def binary_loss(logits_B1: Tensor, target_B: Tensor, *, positive_weight: float =
     Raises:
         ValueError: If a shape does not fit, a logit is not finite, a target is not 0 or 1, or the
             weight is not > 0.
+
+    Source: torch's ``BCEWithLogitsLoss``, without its mean over bags.
     """
     need_shapes("binary_loss", logits_B1, target_B, n_outputs=1)
     need_finite("binary_loss", "logits", logits_B1)
@@ -60,7 +62,10 @@ def class_loss(
         (B,) float32, 0 or more.
 
     Raises:
-        ValueError: If a shape does not fit, a logit is not finite, or a target is no class.
+        ValueError: If a shape does not fit, a logit is not finite, a target is no class, or a
+            weight is negative.
+
+    Source: torch's ``CrossEntropyLoss``, which divides by the weights of the batch.
     """
     n_classes = logits_BC.shape[-1]
     need_shapes("class_loss", logits_BC, target_B)
@@ -98,6 +103,8 @@ def label_loss(
 
     Raises:
         ValueError: If a shape does not fit, a logit is not finite, or a target is not 0, 1 or NaN.
+
+    Source: Xu et al. 2024, Prov-GigaPath, Nature 630 (18 biomarkers); its code has no missing ones.
     """
     need_shapes("label_loss", logits_BC, target_BC, each=True)
     need_finite("label_loss", "logits", logits_BC)
