@@ -92,13 +92,12 @@ def open_slide_parts(folder: Path, problems: list[str]) -> SlideParts:
     encoder_path = network_folder("slide-encoder", run_dir / "encoder", folder)
     metrics_path = first_file(run_dir / "metrics.jsonl") if run_path else None
     tuned = [p.parent for p in _runs(folder, TUNED) if stage_of(p) == "finetune"]
-    found = [_tuned(place, problems) for place in tuned]
     return SlideParts(
         run=opened("slide run.json", run_path, partial(_read_run, stage="slide"), problems),
         metrics=tuple(opened("slide metrics.jsonl", metrics_path, read_metrics, problems) or ()),
         encoder=opened("slide encoder", encoder_path, _load, problems),
         table=opened(TABLE, first_file(folder / TABLE), _read_table, problems),
-        tuned=tuple(run for run in found if run is not None),
+        tuned=tuple(run for place in tuned if (run := _tuned(place, problems)) is not None),
     )
 
 
