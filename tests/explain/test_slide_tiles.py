@@ -5,6 +5,7 @@ from PIL import Image
 from scored_tiles import scored
 from synthetic_slides import ArraySlide, tissue_like
 
+from anlage.errors import SlideError
 from anlage.explain.pictures import CAPTION_PX, GAP_PX, LINE_PX
 from anlage.explain.slide_tiles import CELL_PX, read_top_and_bottom, write_contact_sheet
 from anlage.slides.levels import read_tile
@@ -31,3 +32,22 @@ def test_tiles_are_read_where_they_lie_and_captioned(tmp_path) -> None:
     np.testing.assert_array_equal(cell[::6, ::6], shown[0].pixels)
     below = page[len(page) // 2 + y :][:CELL_PX, GAP_PX : GAP_PX + CELL_PX]
     np.testing.assert_array_equal(below[::6, ::6], shown[3].pixels)
+
+
+class DamagedSlide(ArraySlide):
+    """Its right half cannot be read."""
+
+    def _read_inside(self, level, left, top, size):
+        if left + size.width > 250:
+            raise SlideError(self.path, "is damaged")
+        return super()._read_inside(level, left, top, size)
+
+
+def test_a_tile_that_cannot_be_read_is_grey_and_said_to_be(tmp_path) -> None:
+    slide = DamagedSlide([tissue_like(500, 390)], mpp=0.5)
+    tiles = scored([[0, 0], [300, 0]], [0.2, 0.8], edge=64.0, mpp=0.5, tile_px=32)
+    top, bottom = read_top_and_bottom(slide, tiles, tiles.scores[0], n=1)
+    assert (top.pixels == 200).all()
+    assert top.caption.startswith("top 1: unreadable\n0.8 ")
+    assert bottom.is_readable
+    write_contact_sheet(tmp_path / "tiles.png", [top, bottom])

@@ -1,1 +1,1 @@
-"""Pictures of what an encoder sees."""
+"""Pictures of what an encoder sees, and of where a slide model looks."""
