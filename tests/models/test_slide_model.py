@@ -10,10 +10,12 @@ from anlage.models.slide_model import SlideModel
 
 ENCODER = {"width": 16, "depth": 3, "n_heads": 2, "segments": [4, 16], "dilations": [1, 2]}
 LENGTHS = (7, 1, 12)
+TRANSMIL = {"kind": "transmil", "width": 16, "n_heads": 2, "n_landmarks": 8}
 MODELS: dict[str, dict[str, Any]] = {
-    **{f"{kind} alone": {"pooling": {"kind": kind}} for kind in POOLINGS},
+    **{f"{kind} alone": {"pooling": {"kind": kind}} for kind in POOLINGS if kind != "transmil"},
+    "TransMIL alone": {"pooling": TRANSMIL},
     "LongNet + ABMIL": {"slide_encoder": ENCODER, "pooling": {"kind": "abmil"}},
-    "LongNet + TransMIL": {"slide_encoder": ENCODER, "pooling": {"kind": "transmil"}},
+    "LongNet + TransMIL": {"slide_encoder": ENCODER, "pooling": TRANSMIL},
     "with a shortcut": {
         "slide_encoder": ENCODER,
         "pooling": {"kind": "gated_abmil"},
