@@ -152,9 +152,7 @@ class _Packer:
         batch = BagBatch(
             slide_ids=tuple(slide_id for _, slide_id in step),
             numbers=tuple(g for g, _ in step),
-            features_TD=torch.empty(
-                (sum(lengths), self._bags.width), pin_memory=torch.cuda.is_available()
-            ),
+            features_TD=_empty(sum(lengths), self._bags.width),
             corner_T2=torch.empty((sum(lengths), 2), dtype=torch.int64),
             cell_T2=torch.empty((sum(lengths), 2), dtype=torch.int64),
             lengths=tuple(lengths),
@@ -175,6 +173,13 @@ class _Packer:
         batch.corner_T2[slots] = torch.from_numpy(corner_L2)
         batch.cell_T2[slots] = torch.from_numpy(cell_L2)
         _copy_rows(bag.features_LD, row_L, batch.features_TD[slots])
+
+
+def _empty(n_tiles: int, width: int) -> Tensor:
+    """Room for features. NumPy asks for huge pages, which halves the time to fill it."""
+    if torch.cuda.is_available():
+        return torch.empty((n_tiles, width), pin_memory=True)
+    return torch.from_numpy(np.empty((n_tiles, width), np.float32))
 
 
 def _copy_rows(from_LD: Tensor, row_L: NDArray[np.int64] | None, into_LD: Tensor) -> None:
