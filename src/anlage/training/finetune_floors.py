@@ -15,14 +15,15 @@ from numpy.typing import NDArray
 from anlage.bags.loader import BagCache, BagSet
 from anlage.errors import BagError
 from anlage.probes.linear.logistic import logistic_probe
-from anlage.probes.regression.cox import cox_probe
-from anlage.probes.regression.ridge import ridge_probe
+from anlage.probes.regression.cox import cox_probe_tuned
+from anlage.probes.regression.ridge import ridge_probe_tuned
 from anlage.probes.splits.split import Split
 from anlage.training.finetune_targets import Targets
 from anlage.training.finetune_task_config import SURVIVAL
 
 LOGGER = logging.getLogger(__name__)
 COST = 0.1  # of the data in the logistic probe, as of `anlage evaluate`
+INNER_FOLDS = 5
 Floats = NDArray[np.float64]
 
 
@@ -82,8 +83,8 @@ def mean_pool_scores(
 ) -> Floats | None:
     """(N, P) scores of the test side by a linear probe on mean tiles; None where none can be made.
 
-    Logistic regression (classes, grades, each label), ridge (numbers) or Cox (survival), trained on
-    the training side alone, with penalties that nothing was chosen by.
+    Logistic regression (classes, grades, each label; a fixed penalty), or ridge (numbers) or Cox
+    (survival) with the penalty chosen on folds of the training patients. The test side has no part.
 
     Args:
         targets: The task's slides.
@@ -101,11 +102,17 @@ def mean_pool_scores(
 def _probed(targets: Targets, row_ND: NDArray[np.float32], split: Split) -> Floats:
     kind, target_MK = targets.task.kind, targets.target_NK[split.train]
     train_MD, test_ND = row_ND[split.train], row_ND[split.test]
+    patient_M = targets.patient_N[split.train]
+    n_folds = min(INNER_FOLDS, len(np.unique(patient_M)))
     if kind in SURVIVAL:
-        head = cox_probe(train_MD, target_MK[:, 0], target_MK[:, 1], l2=float(len(train_MD)))
+        time_M, event_M = target_MK.T
+        n_folds = min(n_folds, int(event_M.sum()))
+        head = cox_probe_tuned(train_MD, time_M, event_M, patient_M, n_folds=n_folds)
         return np.asarray(head.risk(test_ND), dtype=np.float64)[:, None]
     if kind == "regression":
-        ridge = ridge_probe(train_MD, target_MK[:, 0], alpha=float(len(train_MD)))
+        ridge = ridge_probe_tuned(
+            train_MD, target_MK[:, 0], patient_M, n_folds=n_folds, n_components=None
+        )
         return np.asarray(ridge.predict(test_ND), dtype=np.float64)[:, None]
     if kind == "multi_label":
         columns = [_one_label(train_MD, target_M, test_ND) for target_M in target_MK.T]

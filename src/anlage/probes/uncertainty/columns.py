@@ -45,7 +45,8 @@ def columns_of_two(
         ValueError: If either is wrong, or the first columns are not the same.
     """
     a, b = columns_of(who, metric, columns_a), columns_of(who, metric, columns_b)
-    if not np.array_equal(a[0], b[0]):
+    has_gaps = a[0].dtype.kind == b[0].dtype.kind == "f"  # labels that some rows lack
+    if not np.array_equal(a[0], b[0], equal_nan=has_gaps):
         msg = (
             f"{who}: {metric.columns[0]} needs to be the same for both models; got different "
             f"values or lengths ({len(a[0])} and {len(b[0])} rows). Put both models' predictions "
