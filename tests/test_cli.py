@@ -24,8 +24,9 @@ HEAVY = {
 }
 SOME_SLIDES = ("hodgkin__HE", "erosion__HE")
 COMMANDS = [
-    *((), ("demo",), ("index",), ("pretrain",), ("pretrain", "tile"), ("embed",)),
+    *((), ("demo",), ("index",), ("pretrain",), ("pretrain", "tile"), ("pretrain", "slide")),
     *(
+        ("embed",),
         ("embed", "tiles"),
         ("embed", "slides"),
         ("evaluate",),
