@@ -195,3 +195,15 @@ def test_an_encoder_known_by_name_alone(known, fingerprint, name, is_taken):
     else:
         with pytest.raises(BagError, match="was made with encoder uni"):
             encoder.refuse_bag(made, width=12, n_tiles=5, place="a.h5")
+
+
+@pytest.mark.parametrize("name", ["prov-gigapath", "gigapath", "prov-gigapath/prov-gigapath"])
+def test_gigapaths_tile_encoder_by_the_names_that_tools_give_it(name):
+    facts = TILE_ENCODER.model_copy(update={"name": "prov-gigapath", "fingerprint": None})
+    encoder = make_slide_encoder(tile_encoder=facts)
+    made = replace(ATTRIBUTES, encoder_fingerprint=f"named:{name}", encoder_name=name, mpp=0.503)
+    encoder.refuse_bag(made, width=12, n_tiles=5, place="a.h5")
+    with pytest.raises(BagError, match="takes prov-gigapath"):
+        encoder.refuse_bag(
+            replace(made, encoder_name="h-optimus-0"), width=12, n_tiles=5, place="a.h5"
+        )

@@ -32,6 +32,7 @@ from anlage.provenance import sha256_of_json
 FORMAT: Final = "slide-encoder/1"
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 SAME_MPP = 0.02  # resolutions this far apart, as a share, are those of one nominal resolution
+OTHER_NAMES = {"gigapath": "provgigapath"}  # as TRIDENT and STAMP call it, plain
 
 
 class TileEncoderFacts(BaseModel):
@@ -297,7 +298,9 @@ def _is_of_another_encoder(made_for: TileEncoderFacts, attributes: BagAttributes
 
 
 def _plain(name: str) -> str:
-    return "".join(letter for letter in name.lower() if letter.isalnum())
+    """A name without its repository's owner, case and marks."""
+    letters = "".join(each for each in name.rpartition("/")[2].lower() if each.isalnum())
+    return OTHER_NAMES.get(letters, letters)
 
 
 def _called(made_for: TileEncoderFacts) -> str:
