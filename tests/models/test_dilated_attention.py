@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ import torch
 from golden.dilated_inputs import CASES, inputs_of
 from torch.utils.checkpoint import checkpoint
 
+from anlage.models import dilated_plan
 from anlage.models.dilated_attention import (
     Branch,
     attention_of_token,
@@ -195,6 +197,27 @@ def test_a_bag_of_many_segments_equals_dense_attention():
     settings = {"branches": branches, "rule": "torchscale", "pad": "zero"}
     found = dilated_attention(*parts, plan([200], branches, 2, pad="zero"))
     torch.testing.assert_close(found, dense_attention(*parts, [200], **settings), rtol=0, atol=1e-9)
+
+
+@PADS
+def test_calls_may_be_small(pad, monkeypatch):
+    parts, found = heads(), []
+    for most in (2**16, 16):
+        monkeypatch.setattr(dilated_plan, "MOST_ROWS", {"cpu": most})
+        planned = plan(pad=pad)
+        found.append(with_gradients(partial(dilated_attention, plan=planned), parts))
+    assert sum(map(len, planned.branches)) > 20
+    for few, many in zip(*found, strict=True):
+        torch.testing.assert_close(few, many, rtol=0, atol=1e-12)
+
+
+@PADS
+@pytest.mark.parametrize("branches", [GROWING, SPARSE])
+def test_a_pass_without_gradient_merges_on_the_way(pad, branches):
+    parts, planned = heads(), plan(branches=branches, pad=pad)
+    with_gradient, *_ = with_gradients(lambda *own: dilated_attention(*own, planned), parts)
+    without = dilated_attention(*parts, planned)
+    torch.testing.assert_close(without, with_gradient, rtol=0, atol=1e-12)
 
 
 def test_gradients_are_the_same_if_run_again():

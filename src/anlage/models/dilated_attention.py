@@ -138,6 +138,9 @@ class _DilatedAttention(torch.autograd.Function):
     def forward(ctx: Any, qkv_T3HE: Tensor, plan: DilatedPlan) -> Tensor:  # noqa: ANN401
         shape_THE = qkv_T3HE[:, 0].shape
         exact = torch.promote_types(qkv_T3HE.dtype, torch.float32)
+        if not ctx.needs_input_grad[0]:
+            sum_TH = qkv_T3HE.new_full(shape_THE[:2], UNCOVERED, dtype=exact)
+            return _merged_on_the_way(qkv_T3HE, plan, sum_TH)
         sum_BTH = qkv_T3HE.new_full((len(plan.branches), *shape_THE[:2]), UNCOVERED, dtype=exact)
         attended = []
         for sum_TH, group in _walk(plan, sum_BTH):
@@ -147,11 +150,10 @@ class _DilatedAttention(torch.autograd.Function):
         out_THE = qkv_T3HE.new_zeros(shape_THE)
         for (weight_TH, group), own in zip(_walk(plan, weight_BTH), attended, strict=True):
             group.add(out_THE, weight_TH, own.out)
-        if ctx.needs_input_grad[0]:
-            ctx.plan = plan
-            ctx.n_kept = [len(own.kept) for own in attended]
-            saved = [part for own in attended for part in (own.out, own.sums, *own.kept)]
-            ctx.save_for_backward(qkv_T3HE, weight_BTH, *saved)
+        ctx.plan = plan
+        ctx.n_kept = [len(own.kept) for own in attended]
+        saved = [part for own in attended for part in (own.out, own.sums, *own.kept)]
+        ctx.save_for_backward(qkv_T3HE, weight_BTH, *saved)
         return out_THE
 
     @staticmethod
@@ -168,6 +170,15 @@ class _DilatedAttention(torch.autograd.Function):
             grads = kernel.backward(grad, heads, group.bias_GN, attended)
             group.add_gradients(grad_T3HE, grads)
         return grad_T3HE, None
+
+
+def _merged_on_the_way(qkv_T3HE: Tensor, plan: DilatedPlan, sum_TH: Tensor) -> Tensor:
+    """The same without keeping the output of each branch: what has no gradient needs none."""
+    out_THE = torch.zeros_like(qkv_T3HE[:, 0], memory_format=torch.contiguous_format)
+    for group in (group for groups in plan.branches for group in groups):
+        own = _attend(group.heads(qkv_T3HE), group)
+        group.merge(out_THE, sum_TH, own.out, own.sums)
+    return out_THE
 
 
 def _walk(plan: DilatedPlan, of_BTH: Tensor) -> Iterator[tuple[Tensor, Group]]:

@@ -83,6 +83,17 @@ class GatheredGroup:
         weighted_OE = _at(self.place_O, own_GhNE) * weight_O1.to(own_GhNE.dtype)
         out_THE.view(-1, out_THE.shape[-1]).index_add_(0, self.row_O, weighted_OE)
 
+    def merge(self, out_THE: Tensor, sum_TH: Tensor, own_GhNE: Tensor, own_sum_GhN: Tensor) -> None:
+        """Merge output and log-sum-exps of the sequences with those of branches before."""
+        out_RE, sum_R = out_THE.view(-1, out_THE.shape[-1]), sum_TH.view(-1)
+        before_O, own_O = sum_R.index_select(0, self.row_O), _at(self.place_O, own_sum_GhN)
+        total_O = torch.logaddexp(before_O, own_O)
+        merged_OE = out_RE.index_select(0, self.row_O)
+        merged_OE.mul_(_share(before_O, total_O, merged_OE))
+        merged_OE.addcmul_(_at(self.place_O, own_GhNE), _share(own_O, total_O, merged_OE))
+        out_RE.index_copy_(0, self.row_O, merged_OE)
+        sum_R.index_copy_(0, self.row_O, total_O)
+
     def weighted(self, grad_THE: Tensor, weight_TH: Tensor) -> Tensor:
         """The gradient of the sequences' output, (G, h, N, E), 0 on what goes nowhere."""
         weight_O1 = weight_TH.view(-1, 1).index_select(0, self.row_O)
@@ -149,6 +160,14 @@ class SegmentRun:
         """Add the weighted output of the sequences to their tokens and heads."""
         weight_GhN1 = self._segments(weight_TH)[..., None].to(own_GhNE.dtype)
         self._segments(out_THE).addcmul_(own_GhNE, weight_GhN1)
+
+    def merge(self, out_THE: Tensor, sum_TH: Tensor, own_GhNE: Tensor, own_sum_GhN: Tensor) -> None:
+        """Merge output and log-sum-exps of the sequences with those of branches before."""
+        out_GhNE, before_GhN = self._segments(out_THE), self._segments(sum_TH)
+        total_GhN = torch.logaddexp(before_GhN, own_sum_GhN)
+        out_GhNE.mul_(_share(before_GhN, total_GhN, out_GhNE))
+        out_GhNE.addcmul_(own_GhNE, _share(own_sum_GhN, total_GhN, out_GhNE))
+        before_GhN.copy_(total_GhN)
 
     def weighted(self, grad_THE: Tensor, weight_TH: Tensor) -> Tensor:
         """The gradient of the sequences' output, (G, h, N, E)."""
@@ -226,3 +245,7 @@ def _at(place: Tensor | None, values_GhNX: Tensor) -> Tensor:
     """What lies at places of the flattened (G, h, N); all for None."""
     flat = values_GhNX.flatten(0, 2)
     return flat if place is None else flat.index_select(0, place)
+
+
+def _share(part: Tensor, total: Tensor, like: Tensor) -> Tensor:
+    return torch.exp(part - total)[..., None].to(like.dtype)

@@ -23,7 +23,9 @@ HeadPhase = Literal["torchscale", "paper"]
 
 MOST_SEQUENCES = 32_768
 """Of one kernel call; CUDA's launch grids end at 65,535."""
-
+MOST_ROWS = {"cpu": 2**16}
+"""Queries of one kernel call, so that what is gathered for it, and its gradients, stay small."""
+MOST_ROWS_ELSEWHERE = 2**20
 SPARE_PAIRS = {"cpu": 60_000}
 """Pairs of tokens that cost about as much as a kernel call; measured on CPU."""
 SPARE_PAIRS_ELSEWHERE = 4_000_000
@@ -194,18 +196,13 @@ def _groups(
     for run in runs:
         is_worth_a_call = len(lengths) == 1 or n_heads * run.n_pairs >= 4 * spare
         if branch.dilation == 1 and is_worth_a_call:
-            zeros = torch.full((1, 1, 1), run.missing, dtype=torch.float32, device=device)
-            yield SegmentRun(
-                first=run.first,
-                n_segments=run.n_segments,
-                n_tokens=run.n_tokens,
-                zeros=zeros if is_zero and run.missing else None,
-            )
+            yield from _segment_runs(run, n_heads, is_zero=is_zero, device=device)
         else:
             gathered.append(run)
     if not gathered:
         return
-    for own in _alike(_sequences(gathered, branch.dilation, phase_H), spare):
+    alike = _alike(_sequences(gathered, branch.dilation, phase_H), spare)
+    for own in (part for together in alike for part in _calls(together, device)):
         yield gathered_group(
             own.first_G,
             own.head_G,
@@ -214,6 +211,20 @@ def _groups(
             dilation=branch.dilation,
             n_heads=n_heads,
             device=device,
+        )
+
+
+def _segment_runs(
+    run: _Run, n_heads: int, *, is_zero: bool, device: torch.device
+) -> Iterator[SegmentRun]:
+    zeros = torch.full((1, 1, 1), run.missing, dtype=torch.float32, device=device)
+    most = max(1, _most_rows(device) // (run.n_tokens * n_heads))
+    for segment in range(0, run.n_segments, most):
+        yield SegmentRun(
+            first=run.first + segment * run.n_tokens,
+            n_segments=min(most, run.n_segments - segment),
+            n_tokens=run.n_tokens,
+            zeros=zeros if is_zero and run.missing else None,
         )
 
 
@@ -259,5 +270,14 @@ def _alike(sequences: _Sequences, spare: int) -> Iterator[_Sequences]:
             longest, n_longest = length, n_alike
     for most, fewer in pairwise([*ends, 0]):
         own_G = (sequences.count_G <= most) & (sequences.count_G > fewer)
-        parts = [torch.split(of_G[own_G], MOST_SEQUENCES) for of_G in sequences]
-        yield from (_Sequences(*own) for own in zip(*parts, strict=True))
+        yield _Sequences(*(of_G[own_G] for of_G in sequences))
+
+
+def _calls(together: _Sequences, device: torch.device) -> Iterator[_Sequences]:
+    n_sequences = min(MOST_SEQUENCES, _most_rows(device) // int(together.count_G.max()))
+    parts = [torch.split(of_G, max(4, n_sequences)) for of_G in together]
+    yield from (_Sequences(*own) for own in zip(*parts, strict=True))
+
+
+def _most_rows(device: torch.device) -> int:
+    return MOST_ROWS.get(device.type, MOST_ROWS_ELSEWHERE)
