@@ -25,6 +25,7 @@ from marked_bags import (
     write_marked,
 )
 
+from anlage.bags.loader import BagSet
 from anlage.bags.store import Bag, bag_place, write_bag
 from anlage.encoders.slide_encoder import (
     SlideEncoderConfig,
@@ -32,7 +33,7 @@ from anlage.encoders.slide_encoder import (
     save_slide_encoder,
 )
 from anlage.encoders.slide_model_folder import load_slide_model
-from anlage.errors import BagError, CatalogueError, CheckpointError
+from anlage.errors import BagError, CatalogueError, CheckpointError, RecipeError
 from anlage.models.slide_encoder import SlideEncoder
 from anlage.probes.splits.tables import parse_split_table
 from anlage.recipe import load_recipe
@@ -233,6 +234,36 @@ def test_wrong_labels_are_refused_before_anything_is_written(slides, tmp_path) -
     with pytest.raises(CatalogueError, match="needs a column 'lable'"):
         finetune(config_of("task.target=lable"), slides.bags, slides.labels, tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "error", "told"),
+    [
+        (
+            ("model={slide_encoder: {size: tiny}, route: cls, layers: [5]}",),
+            RecipeError,
+            "layers from 0",
+        ),
+        (("folds.n=21",), CatalogueError, "n_folds needs to be 2 to 20"),
+        (
+            ("task={kind: survival_discrete, target: null, positive: null, time: t, event: e}",),
+            CatalogueError,
+            "fold 0: survival_bins: needs 4 or more events",
+        ),
+    ],
+)
+def test_what_cannot_be_trained_is_refused_before_bags_are_read(
+    overrides, error, told, slides, tmp_path, monkeypatch
+) -> None:
+    rows = two_classes(20, slides_each=2)
+    lines = [
+        f"{r['slide_id']},{r['patient_id']},{r['label']},1,{k % 2}" for k, r in enumerate(rows)
+    ]
+    labels = tmp_path / "labels.csv"
+    labels.write_text("\n".join(["slide_id,patient_id,label,t,e", *lines]))
+    monkeypatch.setattr(BagSet, "read", lambda *_, **__: pytest.fail("a bag was read"))
+    with pytest.raises(error, match=told):
+        finetune(config_of(*overrides), slides.bags, labels, tmp_path / "run")
 
 
 def slide_encoder_folder(folder: Path, **provenance: object) -> Path:

@@ -110,8 +110,9 @@ def test_every_kind_is_learned_from_one_tile(kind: str, slides, tmp_path) -> Non
         np.testing.assert_allclose(sum(sums), 1, atol=1e-6)
 
 
-def test_the_stored_model_gives_the_stored_predictions(slides, tmp_path) -> None:
-    config = config_of("task.positive=mutated", "epochs=3")
+@pytest.mark.parametrize("precision", ["fp32", "auto"])
+def test_the_stored_model_gives_the_stored_predictions(precision, slides, tmp_path) -> None:
+    config = config_of("task.positive=mutated", "epochs=3", f"precision={precision}")
     material = material_of(slides, config)
     train_fold(config, material, SPLIT, tmp_path / "fold-0")
     model = load_slide_model(tmp_path / "fold-0/model")

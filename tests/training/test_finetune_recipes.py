@@ -137,6 +137,19 @@ def test_pandas_segments_are_those_of_its_largest_slide() -> None:
         (("optimizer.min_lr=1",), "at most the rate"),
         (("model.slide_encoder={init: a, size: tiny}",), "brings its size"),
         (("task.unit=patients",), "task.unit"),
+        (("model.slide_encoder={frozen: true}",), "needs init, or a size of tiny, base, gigapath"),
+        (("model.slide_encoder={size: tiny, frozen: true}",), "not worth keeping"),
+        (
+            ("task={kind: survival_cox, target: null, time: t, event: e}", "batch_size=1"),
+            "compares the bags of a step",
+        ),
+        (
+            (
+                "task={kind: regression}",
+                "model={instance_weight: 0.3, pooling: {kind: clam_sb}}",
+            ),
+            "of binary and multi_class tasks",
+        ),
         (("task.targt=a",), "did you mean 'task.target'"),
     ],
 )

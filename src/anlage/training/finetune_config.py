@@ -147,7 +147,8 @@ class FinetuneConfig(Section):
         accumulate: Parts in which a step's bags are taken, one after the other; must divide
             ``batch_size``. The step is that of all bags at once, with each part's own dropout.
         precision: ``auto`` (bf16 autocast where the processor computes it natively), ``bf16`` or
-            ``fp32``.
+            ``fp32``. Under ``auto`` the kept model predicts in float32 on a CPU, so that it gives
+            the same numbers on each.
         recompute: Keep only the input of each of the slide encoder's layers, and compute them again
             in the backward pass.
         task: What is predicted.
@@ -177,6 +178,17 @@ class FinetuneConfig(Section):
     def part_size(self) -> int:
         """Bags that go through the network together."""
         return self.batch_size // self.accumulate
+
+    @model_validator(mode="after")
+    def _loss_has_what_it_compares(self) -> Self:
+        kind = self.task.kind
+        if kind == "survival_cox" and self.batch_size < 2:
+            msg = "survival_cox compares the bags of a step. Set batch_size to 8 or more"
+            raise ValueError(msg)
+        if self.model.instance_weight and kind not in {"binary", "multi_class"}:
+            msg = f"model.instance_weight is of binary and multi_class tasks; got {kind}"
+            raise ValueError(msg)
+        return self
 
     @model_validator(mode="after")
     def _parts_are_even(self) -> Self:

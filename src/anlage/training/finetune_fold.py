@@ -24,14 +24,12 @@ from anlage.encoders.slide_model_folder import (
     load_slide_model,
     save_slide_model,
 )
-from anlage.errors import CatalogueError
 from anlage.files import write_json_whole
 from anlage.probes.splits.split import Split
 from anlage.progress import meter
 from anlage.training.finetune_config import FinetuneConfig
 from anlage.training.finetune_material import Material, chunks
-from anlage.training.finetune_network import fresh_model, set_training_mode
-from anlage.training.finetune_objective import objective_of
+from anlage.training.finetune_network import fold_objective, fresh_model, set_training_mode
 from anlage.training.finetune_optimizer import (
     build_finetune_optimizer,
     rate_at,
@@ -137,10 +135,7 @@ class _Fold:
     ) -> None:
         self.config, self.material, self.split = config, material, split
         self.folder, self.number = folder, number
-        try:
-            objective = objective_of(material.targets, split.train)
-        except ValueError as error:
-            raise CatalogueError(self.told, str(error)) from error
+        objective = fold_objective(material.targets, split)
         self.objective = objective.on(material.device)
         fresh = fresh_model(
             config,
@@ -295,7 +290,7 @@ class _Fold:
         model = load_slide_model(
             self.folder / MODEL,
             device=self.material.device,
-            precision="fp32" if self.dtype is None else "bf16",
+            precision=self.config.precision,
         )
         write_predictions(self.folder / PREDICTIONS, [self._predicted(model)])
         end = FoldEnd(

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
 from anlage.models.bag_pooling.kinds import build_pooling
+from anlage.models.slide_sizes import SIZES
 from anlage.models.without_weights import without_weights
 from anlage.training.section import Section
 
@@ -36,7 +37,10 @@ class SlideEncoderChoice(Section):
     grid_um: PositiveFloat = 128.0
 
     @model_validator(mode="after")
-    def _frozen_weights_are_of_something(self) -> Self:
+    def _weights_are_of_something(self) -> Self:
+        if self.init is None and self.size not in SIZES:
+            msg = f"needs init, or a size of {', '.join(SIZES)}; got size={self.size}"
+            raise ValueError(msg)
         if self.init is not None and self.size is not None:
             msg = f"init={self.init} brings its size; got size={self.size} too. Leave one out"
             raise ValueError(msg)

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from anlage.encoders.slide_encoder import OpenSlideEncoder
-from anlage.errors import RecipeError
+from anlage.errors import CatalogueError, RecipeError
 from anlage.models.slide_model import SlideModel
 from anlage.models.slide_sizes import SIZES
+from anlage.models.without_weights import without_weights
+from anlage.probes.splits.split import Split
 from anlage.training.finetune_config import FinetuneConfig
 from anlage.training.finetune_model_config import SlideEncoderChoice
-from anlage.training.finetune_objective import TaskObjective
+from anlage.training.finetune_objective import TaskObjective, objective_of
+from anlage.training.finetune_targets import Targets
 
+GRID_UM = 128.0  # where no slide encoder says otherwise
 PLACE = "the recipe's model"
 
 
@@ -36,7 +41,7 @@ def grid_um_of(config: FinetuneConfig, encoder: OpenSlideEncoder | None) -> floa
     choice = config.model.slide_encoder
     if encoder is not None:
         return encoder.config.grid_um
-    return SlideEncoderChoice().grid_um if choice is None else choice.grid_um
+    return GRID_UM if choice is None else choice.grid_um
 
 
 def fresh_model(
@@ -72,6 +77,53 @@ def fresh_model(
     if choice is not None and choice.frozen and network.slide_encoder is not None:
         network.slide_encoder.requires_grad_(requires_grad=False)
     return FreshModel(network.train(), architecture)
+
+
+def refuse_unfit_model(
+    config: FinetuneConfig,
+    targets: Targets,
+    folds: Sequence[Split],
+    *,
+    input_width: int,
+    encoder: OpenSlideEncoder | None,
+) -> int:
+    """Refuse a model that cannot be built, or a fold whose loss cannot be made; draws no weights.
+
+    Args:
+        config: The recipe.
+        targets: The slides.
+        folds: Their divisions.
+        input_width: Width of a tile embedding.
+        encoder: The pretrained slide encoder.
+
+    Returns:
+        Parameters of the model.
+
+    Raises:
+        CatalogueError: If a training side does not allow the task's loss.
+        RecipeError: If the parts of the model do not fit each other.
+    """
+    objectives = [fold_objective(targets, fold) for fold in folds]
+    arguments = model_arguments(config, objectives[0], input_width=input_width, encoder=encoder)
+    try:
+        with without_weights():
+            network = SlideModel(**arguments)
+    except (TypeError, ValueError) as error:
+        raise RecipeError(PLACE, f"{error}") from error
+    return sum(parameter.numel() for parameter in network.parameters())
+
+
+def fold_objective(targets: Targets, split: Split) -> TaskObjective:
+    """The objective of a fold.
+
+    Raises:
+        CatalogueError: If its training side does not allow the task's loss; names the fold.
+    """
+    try:
+        return objective_of(targets, split.train)
+    except ValueError as error:
+        place = f"fold {split.name}"
+        raise CatalogueError(place, str(error)) from error
 
 
 def set_training_mode(network: SlideModel) -> None:
@@ -112,11 +164,9 @@ def _encoder_arguments(
     if encoder is not None:
         found = dict(encoder.config.architecture)
         found.pop("input_width", None)
-    elif choice.size is not None and choice.size in SIZES:
-        found = dict(SIZES[choice.size])
     else:
-        msg = f"model.slide_encoder needs init, or a size of {', '.join(SIZES)}; got {choice.size}"
-        raise RecipeError(PLACE, f"{msg}. Name one, or give --slide-encoder")
+        assert choice.size is not None
+        found = dict(SIZES[choice.size])
     changed = {"dropout": choice.dropout, "stochastic_depth": choice.stochastic_depth}
     found |= {name: value for name, value in changed.items() if value is not None}
     if choice.segments is not None:

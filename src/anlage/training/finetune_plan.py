@@ -8,11 +8,8 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from anlage.models.slide_model import SlideModel
-from anlage.models.without_weights import without_weights
 from anlage.training.finetune_config import FinetuneConfig
-from anlage.training.finetune_network import model_arguments
-from anlage.training.finetune_objective import objective_of
+from anlage.training.finetune_network import refuse_unfit_model
 from anlage.training.finetune_preparation import Prepared
 from anlage.training.finetune_targets import Targets
 from anlage.training.finetune_task_config import SURVIVAL
@@ -43,12 +40,13 @@ def plan_lines(config: FinetuneConfig, prepared: Prepared) -> Iterator[str]:
 
 def _model_line(config: FinetuneConfig, prepared: Prepared) -> str:
     material = prepared.material
-    objective = objective_of(material.targets, prepared.splits[0].train)
-    arguments = model_arguments(
-        config, objective, input_width=material.bags.width, encoder=material.encoder
+    n_parameters = refuse_unfit_model(
+        config,
+        material.targets,
+        prepared.splits,
+        input_width=material.bags.width,
+        encoder=material.encoder,
     )
-    with without_weights():
-        n_parameters = sum(p.numel() for p in SlideModel(**arguments).parameters())
     rate = config.optimizer.rate(config.batch_size)
     return (
         f"model: {n_parameters / 1e6:.2f} M parameters; {config.epochs} epochs of "

@@ -24,7 +24,7 @@ from anlage.training.finetune_config import FinetuneConfig
 from anlage.training.finetune_floors import mean_tiles
 from anlage.training.finetune_folds import folds_of, table_of_folds
 from anlage.training.finetune_material import Material
-from anlage.training.finetune_network import grid_um_of
+from anlage.training.finetune_network import grid_um_of, refuse_unfit_model
 from anlage.training.finetune_result import LeftOut
 from anlage.training.finetune_targets import targets_of
 
@@ -86,6 +86,7 @@ def prepare(
         DeviceError: If there is no such device.
         EncoderError: If the slide encoder cannot be opened.
         LabelledDataError: If the table of splits cannot be used.
+        RecipeError: If the parts of the model do not fit each other.
     """
     torch_on = torch_device(device)
     labels = labels if isinstance(labels, SlideLabels) else SlideLabels.open(labels)
@@ -101,10 +102,14 @@ def prepare(
         )
     cache = BagCache(found)
     means: dict[str, NDArray[np.float32]] = {}
-    if reads_bags:
-        found, means = mean_tiles(cache, threads=threads)
     targets = targets_of(config.task, labels, found)
     folds = folds_of(config, targets, labels, splits=splits)
+    refuse_unfit_model(config, targets, folds, input_width=found.width, encoder=encoder)
+    if reads_bags:
+        whole, means = mean_tiles(cache, threads=threads)
+        if whole is not found:
+            found, targets = whole, targets_of(config.task, labels, whole)
+            folds = folds_of(config, targets, labels, splits=splits)
     material = Material(
         bags=found,
         targets=targets,
