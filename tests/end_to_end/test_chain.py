@@ -14,6 +14,7 @@ from types import ModuleType
 
 import h5py
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 from anlage import samples
@@ -45,6 +46,10 @@ def bags(folder: Path) -> dict[str, np.ndarray]:
     return found
 
 
+def slide_embeddings(folder: Path) -> list[dict[str, object]]:
+    return pq.read_table(folder / "slide_embeddings.parquet").to_pylist()
+
+
 def scores(folder: Path) -> dict[str, object]:
     result = json.loads((folder / "scores" / "result.json").read_text())
     return {"scores": result["scores"], "comparisons": result["comparisons"]}
@@ -60,8 +65,8 @@ def test_five_calls_make_a_report(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_demo_killed_in_training_and_in_embedding_gives_the_same_numbers(tmp_path: Path) -> None:
-    """kill -9 twice; then the numbers are those of a demo that was never stopped."""
+def test_demo_killed_in_each_stage_gives_the_same_numbers(tmp_path: Path) -> None:
+    """kill -9 in three stages; then the numbers are those of a demo that was never stopped."""
     straight = run_demo(tmp_path / "straight", steps=3, slides=SLIDES)
     assert straight.report is not None
     assert straight.summary
@@ -70,7 +75,8 @@ def test_demo_killed_in_training_and_in_embedding_gives_the_same_numbers(tmp_pat
     command = [sys.executable, "-m", "anlage", "demo", "--out", str(killed), "--steps", "3"]
     for slide in SLIDES:
         command += ["--slides", str(slide)]
-    for sign in (killed / "run" / "run.json", killed / "bags" / f"{SLIDES[0].stem}.h5"):
+    signs = ("run/run.json", f"bags/{SLIDES[0].stem}.h5", "slide_run/run.json")
+    for sign in (killed / name for name in signs):
         process = subprocess.Popen(
             command,
             stdout=subprocess.DEVNULL,
@@ -91,6 +97,8 @@ def test_demo_killed_in_training_and_in_embedding_gives_the_same_numbers(tmp_pat
     mine, theirs = bags(killed), bags(tmp_path / "straight")
     assert mine.keys() == theirs.keys()
     assert all(np.array_equal(mine[name], theirs[name]) for name in mine)
+    assert len(slide_embeddings(killed)) == len(SLIDES)
+    assert slide_embeddings(killed) == slide_embeddings(tmp_path / "straight")
 
     with pytest.raises(AnlageError, match="seed was 0, is now 1"):
         run_demo(killed, steps=3, seed=1, slides=SLIDES)
