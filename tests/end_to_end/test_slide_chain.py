@@ -16,6 +16,8 @@ from anlage.bags.store import list_bags, read_bag_header
 from anlage.cli import app
 from anlage.encoders.slide_encoder import load_slide_encoder
 from anlage.encoders.slide_model_folder import load_slide_model
+from anlage.report.contents import open_contents
+from anlage.report.provenance_chain import provenance_chain
 from anlage.training.finetune_result import read_result
 
 pytestmark = pytest.mark.slow
@@ -67,8 +69,8 @@ def chain(tmp_path_factory: pytest.TempPathFactory) -> Chain:
     rows = [f"{name},{name}-patient,malignant" for name in MALIGNANT]
     rows += [f"{name},{name}-patient,benign" for name in OTHERS]
     labels.write_text("\n".join(["slide_id,patient_id,group", *rows]) + "\n")
-    made = Chain(*(folder / n for n in ("slides.parquet", "bags", "run", "slides_embedded.parquet",
-                                        "tuned", "explained")))  # fmt: skip
+    names = ("slides.parquet", "bags", "slide_run", "slide_embeddings.parquet", "finetune", "look")
+    made = Chain(*(folder / name for name in names))
     paths = [samples.slides_folder() / f"{name}.tiff" for name in (*MALIGNANT, *OTHERS)]
     anlage("index", *paths, "--labels", labels, "-o", made.slides)
     anlage(
@@ -139,3 +141,19 @@ def test_patients_of_pretraining_are_known_to_the_test_of_the_model(chain: Chain
     seen = sorted(f"{slide_id}-patient" for slide_id in run["slides"])
     leakage = read_result(chain.tuned / "result.json").leakage["slide encoder"]
     assert (leakage.is_known, leakage.seen) == (True, seen)
+
+
+def test_the_report_finds_every_stage_and_every_hash_fits(chain: Chain) -> None:
+    folder = chain.bags.parent
+    anlage("report", folder)
+    page = (folder / "report.html").read_text(encoding="utf-8")
+    for section in ("slides", "slide-training", "slide-embeddings", "finetune-0", "provenance"):
+        assert f'id="{section}"' in page
+    links = provenance_chain(open_contents(folder))
+    assert [link.title for link in links] == [
+        *("6 slides", "Catalogue", "Tile embeddings", "Slide pretraining run", "Slide encoder"),
+        *("Slide embeddings", "Fine-tuning"),
+    ]
+    checks = {check.text: check.holds for link in links for check in link.checks}
+    assert all(checks.values()), checks
+    assert {"began with this slide encoder", "were made by this slide encoder"} <= checks.keys()
