@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,8 +13,8 @@ from anlage.cli.training import DryRun, Overrides, TrackerNames, pretrain
 
 if TYPE_CHECKING:
     from anlage.bags.loader import BagSet
-    from anlage.bags.slide_labels import SlideLabels
     from anlage.slides.indexing.found_slide import Refused
+    from anlage.training.run_saves import PretrainResult
     from anlage.training.slide_config import SlidePretrainConfig
 
 GIGAPATH_WIDTH, ASSUMED_TILES = 1536, 10_000  # of a bag, where --dry-run is given none
@@ -45,16 +46,36 @@ def pretrain_slide(
     if not dry_run and (bags is None or run is None):
         msg = "needs --bags and --run (or --dry-run)."
         raise typer.BadParameter(msg)
-    from anlage.bags.loader import BagSet
-    from anlage.bags.slide_labels import SlideLabels
-
     if dry_run:
-        opened = None if bags is None else BagSet.open(bags, grid_um=config.bags.grid_um)
-        table = None if watch is None else SlideLabels.open(watch)
-        _say_plan(config, recipe, opened, table, device=device)
+        _say_plan(config, recipe, bags, watch, device=device)
         return
     assert bags is not None
     assert run is not None
+    _pretrain(
+        config,
+        bags,
+        run,
+        resume=resume,
+        watch=watch,
+        trackers=trackers or (),
+        device=device,
+        threads=threads,
+    )
+
+
+def _pretrain(
+    config: SlidePretrainConfig,
+    bags: str,
+    run: Path,
+    *,
+    resume: bool,
+    watch: Path | None,
+    trackers: Sequence[str],
+    device: str,
+    threads: int,
+) -> None:
+    from anlage.bags.loader import BagSet
+    from anlage.bags.slide_labels import SlideLabels
     from anlage.distributed import process_group
     from anlage.training.run_record import refuse_existing_run
     from anlage.training.slide_pretrain import pretrain_slides
@@ -75,17 +96,22 @@ def pretrain_slide(
             device=device,
             threads=threads,
             table=None if watch is None else SlideLabels.open(watch),
-            trackers=trackers or (),
+            trackers=trackers,
             ranks=ranks,
         )
-        if ranks.is_main:
-            early = " (ended early: its probe got no better)" if result.ended_early else ""
-            print(f"{result.steps} steps{early}; slide encoder: {result.encoder}")
-        if not result.is_finished:
-            if ranks.is_main:
-                print("stopped by a signal; the same command with --resume goes on from there")
-            raise typer.Exit(Exit.INTERRUPTED)
+        _say_result(result, is_main=ranks.is_main)
         exit_by(refused)
+
+
+def _say_result(result: PretrainResult, *, is_main: bool) -> None:
+    """Say how the run ended, on one rank; end all with the code of a signal if it was one."""
+    early = " (ended early: its probe got no better)" if result.ended_early else ""
+    if is_main:
+        print(f"{result.steps} steps{early}; slide encoder: {result.encoder}")
+    if not result.is_finished:
+        if is_main:
+            print("stopped by a signal; the same command with --resume goes on from there")
+        raise typer.Exit(Exit.INTERRUPTED)
 
 
 def _refused(bags: BagSet) -> list[Refused]:
@@ -99,11 +125,13 @@ def _refused(bags: BagSet) -> list[Refused]:
 def _say_plan(
     config: SlidePretrainConfig,
     recipe: str,
-    bags: BagSet | None,
-    table: SlideLabels | None,
+    bags: str | None,
+    watch: Path | None,
     *,
     device: str,
 ) -> None:
+    from anlage.bags.loader import BagSet
+    from anlage.bags.slide_labels import SlideLabels
     from anlage.encoders.tile_encoder import torch_device
     from anlage.training.slide_feed import choose_bags
     from anlage.training.slide_plan import slide_plan_lines, slide_plan_of
@@ -116,10 +144,12 @@ def _say_plan(
             f"{width:,} wide"
         )
     else:
-        name_refused(_refused(bags))
-        chosen = choose_bags(config, bags, table)
+        opened = BagSet.open(bags, grid_um=config.bags.grid_um)
+        name_refused(_refused(opened))
+        table = None if watch is None else SlideLabels.open(watch)
+        chosen = choose_bags(config, opened, table)
         n_tiles = [chosen.n_tiles[slide] for slide in chosen.train]
-        width, n_held_out = bags.width, len(chosen.held_out)
+        width, n_held_out = opened.width, len(chosen.held_out)
     plan = slide_plan_of(
         config, n_tiles, input_width=width, n_held_out=n_held_out, device=torch_device(device)
     )

@@ -8,6 +8,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing
 from itertools import islice
 from pathlib import Path
+from typing import Any
+
+import torch
 
 from anlage.bags.loader import BagSet
 from anlage.bags.slide_labels import SlideLabels
@@ -96,30 +99,15 @@ def pretrain_slides(
     run_dir, place = Path(run_dir), device_of_rank(device, ranks)
     refuse_missing_trackers(trackers)
     refuse_uneven(config, ranks)
-    grid_um = config.bags.grid_um
-    opened = bags if isinstance(bags, BagSet) else BagSet.open(bags, grid_um=grid_um)
+    opened = bags if isinstance(bags, BagSet) else BagSet.open(bags, grid_um=config.bags.grid_um)
     chosen = choose_bags(config, opened, table, ranks=ranks)
     slides = _watched(config, opened, table)
-    record = slide_record(config, chosen, n_ranks=ranks.world_size)
-    if slides is not None:
-        record["watched"] = {"source": str(slides.path), "sha256": slides.fingerprint}
+    record = _record(config, chosen, slides, ranks)
     if not resume:
         ranks.from_main(lambda: refuse_existing_run(run_dir))  # before anything in it is touched
     with ExitStack() as held:
         ranks.from_main(lambda: hold_folder(run_dir, held))
-        folder = run_dir / "checkpoints"
-        newest = newest_checkpoint(folder, ranks=ranks, form=FORMAT) if resume else None
-        training = fresh_slide_training(
-            config,
-            run_dir,
-            record,
-            input_width=opened.width,
-            n_bags=len(chosen.train),
-            device=place,
-            ranks=ranks,
-        )
-        if newest is not None:
-            _go_on(training, newest)
+        training = _begun(config, chosen, run_dir, record, resume=resume, device=place, ranks=ranks)
         watch = SlideRunWatch(training, chosen, slides, threads=threads)
         is_over = training.step >= training.steps or watch.is_over
         if not is_over:
@@ -139,6 +127,42 @@ def pretrain_slides(
         finished or watch.is_over,
         ended_early=watch.is_over and not finished,
     )
+
+
+def _record(
+    config: SlidePretrainConfig, chosen: ChosenBags, slides: WatchedSlides | None, ranks: Ranks
+) -> dict[str, Any]:
+    record = slide_record(config, chosen, n_ranks=ranks.world_size)
+    if slides is not None:
+        record["watched"] = {"source": str(slides.path), "sha256": slides.fingerprint}
+    return record
+
+
+def _begun(
+    config: SlidePretrainConfig,
+    chosen: ChosenBags,
+    run_dir: Path,
+    record: dict[str, Any],
+    *,
+    resume: bool,
+    device: torch.device,
+    ranks: Ranks,
+) -> SlideTraining:
+    """The run at step 0, or as its newest checkpoint holds it."""
+    folder = run_dir / "checkpoints"
+    newest = newest_checkpoint(folder, ranks=ranks, form=FORMAT) if resume else None
+    training = fresh_slide_training(
+        config,
+        run_dir,
+        record,
+        input_width=chosen.bags.width,
+        n_bags=len(chosen.train),
+        device=device,
+        ranks=ranks,
+    )
+    if newest is not None:
+        _go_on(training, newest)
+    return training
 
 
 def _watched(
