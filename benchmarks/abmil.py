@@ -10,7 +10,7 @@ Both end in the same weights, to the bit, which is checked. Sides take turns; me
 after one that is thrown away. Files are in the page cache.
 
 Usage: OMP_WAIT_POLICY=PASSIVE uv run benchmarks/abmil.py [--bags 50] [--tiles 2000] [--width 1024]
-           [--epochs 20] [--batch 8] [--threads 2] [--rounds 3] [--device cpu] [--json FILE]
+           [--epochs 10] [--batch 8] [--threads 2] [--rounds 3] [--device cpu] [--json FILE]
 """
 
 from __future__ import annotations
@@ -171,7 +171,7 @@ def _options() -> argparse.Namespace:
         ("bags", 50),
         ("tiles", 2000),
         ("width", 1024),
-        ("epochs", 20),
+        ("epochs", 10),
         ("batch", 8),
         ("threads", 2),
         ("rounds", 3),
