@@ -12,6 +12,10 @@
 #                                     embedding a JPEG slide by ViT-L/16, H/14 and g/14 in bf16,
 #                                     beside timm's forward pass on tensors that are there;
 #                                     JSON to OUT
+#   benchmarks/gpu.sh slide [OUT]     the slide encoder of GigaPath's size in bf16: tiles/s and memory
+#                                     forward and backward at 10,000 and 70,121 tiles, attention
+#                                     beside SDPA of the tensors it gathers, and 8 bags at once
+#                                     beside one by one; JSON to OUT
 #
 # GPU_SH_DRY=1 prints what a MODEL would run, and runs nothing.
 set -euo pipefail
@@ -73,6 +77,16 @@ if [[ ${1:-} == embed ]]; then
     mkdir -p "$out"
     uv run benchmarks/embedding.py "$slide" --parts timm --device cuda --batch 256 \
         --threads "${THREADS:-$(nproc)}" --json "$out/embedding.json"
+    exit
+fi
+
+if [[ ${1:-} == slide ]]; then
+    out=${2:-$(mktemp -d)}
+    mkdir -p "$out"
+    uv run pytest -m gpu -n 0 -rs tests/models
+    uv run benchmarks/slide_encoder.py --parts train --device cuda --dtype bfloat16 \
+        --json "$out/slide_train.json"
+    uv run benchmarks/slide_encoder.py --parts batch --device cuda --json "$out/slide_batch.json"
     exit
 fi
 

@@ -114,18 +114,20 @@ def main() -> None:
 def attention(options: Options) -> Iterator[Figure]:
     """Ours beside SDPA of what it gathers."""
     for n_tokens in (1_000, 10_000):
-        yield from attention_at(n_tokens, options, with_backward=True)
-    yield from attention_at(LONGEST, options, with_backward=False)
+        yield from attention_at(n_tokens, options, most=1.3)
+    yield from attention_at(LONGEST, options, most=1.3, with_backward=False)
 
 
-def attention_at(n_tokens: int, options: Options, *, with_backward: bool) -> Iterator[Figure]:
+def attention_at(
+    n_tokens: int, options: Options, *, most: float | None = None, with_backward: bool = True
+) -> Iterator[Figure]:
     """Ours beside SDPA of what it gathers, at one length."""
     plan = plan_of([n_tokens], "masked", options)
     qkv = random(n_tokens, 3, N_HEADS, WIDTH // N_HEADS, options=options)
     gathered = gathered_by(plan, qkv)
     with torch.no_grad():
         ratio = slower(partial(dilated_self_attention, qkv, plan), partial(sdpa, gathered), options)
-    yield Figure(f"attention over gathered SDPA, {n_tokens} tokens, forward", ratio, "x", 1.3)
+    yield Figure(f"attention over gathered SDPA, {n_tokens} tokens, forward", ratio, "x", most)
     if not with_backward:
         return
     leaf, above = qkv.clone().requires_grad_(), torch.randn_like(qkv[:, 0])
@@ -141,7 +143,7 @@ def attention_at(n_tokens: int, options: Options, *, with_backward: bool) -> Ite
 
     ratio = slower(ours, floor, options)
     name = f"attention over gathered SDPA, {n_tokens} tokens, forward and backward"
-    yield Figure(name, ratio, "x", 1.3)
+    yield Figure(name, ratio, "x", most)
 
 
 def scaling(options: Options) -> Iterator[Figure]:
@@ -325,13 +327,13 @@ def positions(options: Options) -> Iterator[Figure]:
 
 def train(options: Options) -> Iterator[Figure]:
     """Forward and backward of the whole encoder, and of attention beside gathered SDPA."""
-    network = encoder(options).train()
+    network, is_half = encoder(options).train(), options.dtype == "bfloat16"
     for n_tiles in options.tokens:
         given = bags([n_tiles], options)
 
         def step(given: tuple[Tensor, Tensor, list[int]] = given) -> None:
             network.zero_grad()
-            with torch.autocast(options.device, getattr(torch, options.dtype)):
+            with torch.autocast(options.device, torch.bfloat16, enabled=is_half):
                 slide_BD = network(*given, recompute=True).slide_BD
             slide_BD.float().square().sum().backward()
             wait(options)
@@ -341,7 +343,7 @@ def train(options: Options) -> Iterator[Figure]:
         yield Figure(f"encoder, {n_tiles} tiles, forward and backward", rates[""].per_s, "tiles/s")
         yield Figure(f"encoder, {n_tiles} tiles, peak", device_peak(options) / 1e9, "GB")
         gc.collect()
-        yield from attention_at(n_tiles + 1, options, with_backward=True)
+        yield from attention_at(n_tiles + 1, options)
 
 
 def plan_of(lengths: list[int], pad: Pad, options: Options) -> DilatedPlan:
