@@ -297,6 +297,15 @@ def test_labels_are_probed_and_choose_the_best_encoder(bags: Path, tmp_path: Pat
     assert record["n_without_patient"] == 0
 
 
+def test_other_labels_are_refused_on_resume(bags: Path, tmp_path: Path) -> None:
+    path, run = write_table(tmp_path / "slides.csv"), tmp_path / "run"
+    with slides_stopped_after(2):
+        pretrain(bags, run, "watch.label=shifted", table=SlideLabels.open(path))
+    path.write_text(path.read_text().replace("s8,p4,no", "s8,p4,yes"))
+    with pytest.raises(CheckpointError, match="needs the watched slides it began with"):
+        pretrain(bags, run, "watch.label=shifted", table=SlideLabels.open(path), resume=True)
+
+
 def test_patience_ends_a_run_and_resume_leaves_it_ended(bags: Path, tmp_path: Path) -> None:
     table = SlideLabels.open(write_table(tmp_path / "slides.csv"))
     more = ("watch.label=shifted", "epochs=30", "watch.patience=2", "optimizer.peak_lr=1e-6")

@@ -32,7 +32,7 @@ LOGGER = logging.getLogger(__name__)
 SOURCES = {
     "init": "weights to start from",
     "distilled_from": "teacher",
-    "watched": "watched tiles",
+    "watched": "watched {rows}",
     "tile_list": "tile list",
 }
 
@@ -78,11 +78,13 @@ def refuse_uneven(config: TilePretrainConfig | SlidePretrainConfig, ranks: Ranks
 def refuse_another_run(run_dir: Path, *, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
     """Refuse to resume with another recipe, or with other slides, weights or tiles than before."""
     compare_records(run_dir, old=old, new=new)
+    rows = "slides" if new.get("stage") == "slide" else "tiles"
     for name, what in SOURCES.items():
         before, now = (record.get(name, {}).get("sha256") for record in (old, new))
         is_done_with = name == "init" and now is None  # a checkpoint takes the place of its weights
         if before != now and not is_done_with:
-            msg = f"needs the {what} it began with; their sha256 was {before}, is now {now}. "
+            named = what.format(rows=rows)
+            msg = f"needs the {named} it began with; their sha256 was {before}, is now {now}. "
             raise CheckpointError(run_dir, f"{msg}Restore them, or start a new run folder.")
 
 
