@@ -189,6 +189,19 @@ def test_the_best_epoch_is_kept_and_patience_ends(slides, tmp_path) -> None:
     assert len(losses) == min(best + 3, 12)
 
 
+def test_a_killed_fold_knows_its_best_epoch(slides, tmp_path, monkeypatch) -> None:
+    config = config_of("task.positive=mutated", "optimizer.peak_lr=0.5", "choice.patience=2")
+    material = material_of(slides, config)
+    end = train_fold(config, material, SPLIT, tmp_path / "a/fold-0")
+    assert end.ended_early
+    with monkeypatch.context() as patched:
+        kill_at(patched, end.steps - 1)
+        with pytest.raises(_KilledError):
+            train_fold(config, material, SPLIT, tmp_path / "b/fold-0")
+    train_fold(config, material, SPLIT, tmp_path / "b/fold-0")
+    assert content(tmp_path / "a/fold-0") == content(tmp_path / "b/fold-0")
+
+
 def test_folds_draw_their_own_weights(slides, tmp_path) -> None:
     config = config_of("task.positive=mutated", "epochs=1", "optimizer.peak_lr=1e-9")
     material = material_of(slides, config)
