@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import logging
 import threading
 from collections import defaultdict
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from anlage.bags.bag_set import BagSet, LoadedBag
 from anlage.distributed import ALONE, Ranks
-from anlage.errors import BagError
 
 MEMINFO, CGROUP = Path("/proc/meminfo"), Path("/sys/fs/cgroup")
-LOGGER = logging.getLogger(__name__)
 MOST_BYTES = 8 * 2**30
 SHARE = 0.25  # of the free memory
 UNKNOWN_BYTES = 4 * 2**30  # taken as free where the system does not say
@@ -83,29 +79,6 @@ class BagCache:
             if self.n_bytes + loaded.n_bytes <= self.most_bytes:
                 self.n_bytes += loaded.n_bytes
                 self._kept[loaded.slide_id] = loaded
-
-    def read_all(self, *, threads: int = 2) -> BagSet:
-        """Read every bag once, so that damaged ones are known before a run begins.
-
-        Returns:
-            The set without them; they are in its ``refused``, and logged.
-
-        Raises:
-            BagError: If none is left.
-        """
-        with ThreadPoolExecutor(threads) as pool:
-            found = list(pool.map(self._error_of, self.bags.slide_ids))
-        refused = [error for error in found if error is not None]
-        for error in refused:
-            LOGGER.warning("left out: %s", error)
-        return self.bags.without(refused) if refused else self.bags
-
-    def _error_of(self, slide_id: str) -> BagError | None:
-        try:
-            self.take(slide_id)
-        except BagError as error:
-            return error
-        return None
 
 
 def default_bytes(ranks: Ranks = ALONE) -> int:

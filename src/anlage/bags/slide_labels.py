@@ -6,7 +6,7 @@ Shape suffixes: N slides.
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -119,12 +119,6 @@ class SlideLabels:
             raise CatalogueError(self.path, f"{msg}Correct it, or leave it empty.")
         return value
 
-    @property
-    def n_missing(self) -> dict[str, int]:
-        """How many slides have no value, by column; columns without a gap are not there."""
-        counts = {name: values.count(None) for name, values in self.table.columns.items()}
-        return {name: count for name, count in counts.items() if count}
-
     def select(self, slide_ids: Sequence[str]) -> SlideLabels:
         """The labels of these slides, in their order.
 
@@ -144,11 +138,6 @@ class SlideLabels:
             {s: self.site_of[s] for s in slide_ids if s in self.site_of},
             self.table.rows(rows, key=SLIDE, keys=slide_ids),
         )
-
-    def absent_from(self, slide_ids: Collection[str]) -> list[str]:
-        """Slides that are labelled here and not among those."""
-        there = set(slide_ids)
-        return [slide_id for slide_id in self.slide_ids if slide_id not in there]
 
     @cached_property
     def fingerprint(self) -> str:
