@@ -309,6 +309,28 @@ def test_a_slide_encoder_is_tuned_with_its_head(slides, tmp_path) -> None:
     assert told in ends[0].result.notes
 
 
+def test_patients_of_the_tile_encoder_are_told_where_the_bags_tell_them(slides, tmp_path) -> None:
+    bags = copied(slides, tmp_path).bags
+    record = {
+        "encoder_fingerprint": MADE.encoder_fingerprint,
+        "encoder": {"provenance": {"patients": ["patient 003", "patient x"]}},
+    }
+    (bags / "embedding.json").write_text(json.dumps(record))
+    end = finetune(config_of("epochs=2"), bags, slides.labels, tmp_path / "run")
+    assert end.result.leakage["tile encoder"].seen == ["patient 003"]
+    told = "The tile encoder saw 1 of 20 tested patients in pretraining: patient 003."
+    assert told in end.result.notes
+
+
+def test_labels_without_patients_are_told_of(slides, tmp_path) -> None:
+    labels = tmp_path / "labels.csv"
+    rows = two_classes(20, slides_each=2)
+    labels.write_text("slide_id,label\n" + "".join(f"{r['slide_id']},{r['label']}\n" for r in rows))
+    end = finetune(config_of("epochs=2"), slides.bags, labels, tmp_path / "run")
+    assert end.result.n_patients == 40
+    assert end.result.notes[0].startswith("NO PATIENT INFORMATION: split by slide")
+
+
 def test_a_slide_encoder_of_other_tiles_is_refused(slides, tmp_path) -> None:
     encoder = slide_encoder_folder(tmp_path / "encoder")
     config = json.loads((encoder / "config.json").read_text())
