@@ -87,6 +87,8 @@ def _run_chain(
     """Every stage in its order, in a folder that is ours."""
     from anlage.embedding.embed_tiles import embed_tiles
     from anlage.evaluation.evaluate import evaluate_encoder
+    from anlage.report.slide_parts import open_slide_parts
+    from anlage.report.slide_verdicts import pretraining_verdict
     from anlage.report.write import write_report
     from anlage.training.tile_pretrain import pretrain_tiles
 
@@ -102,7 +104,9 @@ def _run_chain(
     scores = evaluate_encoder(run.encoder, samples.organ_tiles(), out / "scores", seed=seed)
     page = write_report(out)
     everyone = tuple({r.uri: r for r in (*refused, *bags.refused)}.values())
-    return DemoResult(page, run.steps, everyone, tuple(scores.summary()))
+    told = pretraining_verdict(open_slide_parts(out, []))
+    summary = (*scores.summary(), *([told.text] if told else []))
+    return DemoResult(page, run.steps, everyone, summary)
 
 
 def _over_slides(

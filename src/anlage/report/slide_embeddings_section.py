@@ -85,9 +85,8 @@ def slide_embeddings_section(contents: Contents) -> SlideEmbeddingsSection | Non
     ]
     pooling = {"cls": "the slide token", "mean": "the mean of the tiles in context"}
     made = str(table.about.get("pooling", ""))
-    summary = (
-        f"{len(names):,} slides, {embedding_NP.shape[1]:,} numbers each: {pooling.get(made, made)}."
-    )
+    counted = "1 slide" if len(names) == 1 else f"{len(names):,} slides"
+    summary = f"{counted}, {embedding_NP.shape[1]:,} numbers each: {pooling.get(made, made)}."
     if (nearest_N >= 0).any():
         summary += (
             " Beside each slide the most similar one of another patient, by the cosine of "

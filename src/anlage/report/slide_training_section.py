@@ -110,7 +110,9 @@ def _summary(parts: SlideParts, config: SlidePretrainConfig | None) -> str:
     n_tiles = sum(row.get("tiles") or 0 for row in parts.metrics)
     seconds = slide_duration_s(parts)
     time = f", in {time_in_words(seconds)} of training" if seconds else ""
-    told = f"{parts.n_steps:,}{of_planned} steps on bags of {n_bags} slides, {n_tiles:,.0f} tiles"
+    steps = f"{parts.n_steps:,}{of_planned} step{'s' * (planned != 1)}"
+    slides = "the bag of 1 slide" if n_bags == 1 else f"bags of {n_bags:,} slides"
+    told = f"{steps} on {slides}, {n_tiles:,.0f} tiles"
     return f"{told}{time}.{_held_out_in_words(parts)}"
 
 

@@ -21,7 +21,9 @@ SHORT_WORDS = frozenset(("auroc", "auprc", "f1", "rmse", "mae", "mse", "r2", "ov
 
 def slide_verdicts(contents: Contents) -> Iterator[Verdict]:
     """Masked error beside its floors; each fine-tuned task beside its own; who was seen before."""
-    yield from _pretraining(contents.over_slides)
+    pretrained = pretraining_verdict(contents.over_slides)
+    if pretrained is not None:
+        yield pretrained
     for tuned in contents.over_slides.tuned:
         if tuned.result is None:
             yield Verdict(kind="care", text="Fine-tuning is not finished: it has no result yet.")
@@ -35,10 +37,11 @@ def metric_name(metric: str) -> str:
     return " ".join([words[0][:1].upper() + words[0][1:], *words[1:]])
 
 
-def _pretraining(parts: SlideParts) -> Iterator[Verdict]:
+def pretraining_verdict(parts: SlideParts) -> Verdict | None:
+    """The error on held-out slides beside its floors; None where none was measured."""
     errors = held_out_errors(parts)
     if errors is None or parts.run is None:
-        return
+        return None
     ours, mean, copy = errors
     n_slides = len(parts.run.get("held_out", []))
     is_below = ours < min(mean, copy)
@@ -48,7 +51,7 @@ def _pretraining(parts: SlideParts) -> Iterator[Verdict]:
         f"{short_number(ours)}, against {short_number(mean)} for the mean of the visible tiles and "
         f"{short_number(copy)} for a copy of the nearest."
     )
-    yield Verdict(kind="plain" if is_below else "care", text=text)
+    return Verdict(kind="plain" if is_below else "care", text=text)
 
 
 def _tuned(result: FinetuneResult) -> Iterator[Verdict]:
