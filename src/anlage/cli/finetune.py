@@ -12,36 +12,46 @@ from anlage.cli.application import MOST_THREADS, Exit, app, log_to
 
 if TYPE_CHECKING:
     from anlage.bags.slide_labels import SlideLabels
+    from anlage.training.finetune import FinetuneEnd
     from anlage.training.finetune_config import FinetuneConfig
+
+Bags = Annotated[str, typer.Option(help="Folder or URL of bags of one tile encoder.")]
+Labels = Annotated[Path, typer.Option(help="CSV, TSV, Parquet or catalogue: slide_id, labels.")]
+Run = Annotated[Path | None, typer.Option(help="Folder of the run.")]
+Recipe = Annotated[str, typer.Option(help="Recipe's name, or a YAML file.")]
+Overrides = Annotated[
+    list[str] | None, typer.Option("--set", help="Change one value: dotted.key=value.")
+]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on with an existing run.")]
+SlideEncoder = Annotated[
+    str | None, typer.Option(help="Slide encoder to begin with: a folder or a preset.")
+]
+Splits = Annotated[
+    Path | None, typer.Option(help="CSV of slides or patients and sides (fold_0 ..., split).")
+]
+Slides = Annotated[
+    Path | None, typer.Option(help="Table of slide_id and patient_id, if labels lack either.")
+]
+Tcga = Annotated[bool, typer.Option("--tcga", help="Take patients and sites from TCGA barcodes.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what the run would do; do nothing.")]
+Threads = Annotated[int, typer.Option(min=1, max=MOST_THREADS, help="Threads that read.")]
 
 
 @app.command("finetune")
 def finetune_command(
-    bags: Annotated[str, typer.Option(help="Folder or URL of bags of one tile encoder.")],
-    labels: Annotated[Path, typer.Option(help="CSV, TSV, Parquet or catalogue: slide_id, labels.")],
-    run: Annotated[Path | None, typer.Option(help="Folder of the run.")] = None,
-    recipe: Annotated[str, typer.Option(help="Recipe's name, or a YAML file.")] = "abmil",
-    overrides: Annotated[
-        list[str] | None, typer.Option("--set", help="Change one value: dotted.key=value.")
-    ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with an existing run.")] = False,
-    slide_encoder: Annotated[
-        str | None, typer.Option(help="Slide encoder to begin with: a folder or a preset.")
-    ] = None,
-    splits: Annotated[
-        Path | None, typer.Option(help="CSV of slides or patients and sides (fold_0 ..., split).")
-    ] = None,
-    slides: Annotated[
-        Path | None, typer.Option(help="Table of slide_id and patient_id, if labels lack either.")
-    ] = None,
-    tcga: Annotated[
-        bool, typer.Option("--tcga", help="Take patients and sites from TCGA barcodes.")
-    ] = False,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Say what the run would do; do nothing.")
-    ] = False,
+    bags: Bags,
+    labels: Labels,
+    run: Run = None,
+    recipe: Recipe = "abmil",
+    overrides: Overrides = None,
+    resume: Resume = False,
+    slide_encoder: SlideEncoder = None,
+    splits: Splits = None,
+    slides: Slides = None,
+    tcga: Tcga = False,
+    dry_run: DryRun = False,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
-    threads: Annotated[int, typer.Option(min=1, max=MOST_THREADS, help="Threads that read.")] = 2,
+    threads: Threads = 2,
 ) -> None:
     """Fine-tune a slide model on labels, fold by fold of whole patients, beside its floors."""
     from anlage.recipe import load_recipe
@@ -65,6 +75,11 @@ def finetune_command(
     end = finetune(
         config, bags, table, run, resume=resume, splits=splits, device=device, threads=threads
     )
+    _say_end(end)
+
+
+def _say_end(end: FinetuneEnd) -> None:
+    """Say how the run ended, and end with the code of it."""
     for slide in end.refused:
         print(f"refused: {slide.slide_id}: {slide.reason}")
     if end.result is None:
@@ -72,7 +87,7 @@ def finetune_command(
         raise typer.Exit(Exit.INTERRUPTED)
     for line in end.result.summary():
         print(line)
-    print(f"result: {run / 'result.json'}")
+    print(f"result: {end.run_dir / 'result.json'}")
     if end.refused:
         raise typer.Exit(Exit.SOME_REFUSED)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from anlage.training.finetune_folds import folds_of, table_of_folds
 from anlage.training.finetune_material import Material
 from anlage.training.finetune_network import grid_um_of, refuse_unfit_model
 from anlage.training.finetune_result import LeftOut
-from anlage.training.finetune_targets import targets_of
+from anlage.training.finetune_targets import Targets, targets_of
 
 LOGGER = logging.getLogger(__name__)
 MAX_TILES = 1_000_000
@@ -93,18 +93,12 @@ def prepare(
     for column in config.task.columns:
         labels.column(column)
     encoder = _encoder(config)
-    grid_um = grid_um_of(config, encoder)
-    most = MAX_TILES if encoder is None else encoder.config.max_tiles
-    found = BagSet.open(bags, slide_ids=labels.slide_ids, max_tiles=most, grid_um=grid_um)
-    if encoder is not None:
-        encoder.refuse_bag(
-            found.attributes, width=found.width, n_tiles=max(found.n_tiles), place=found.folder
-        )
-    cache = BagCache(found)
-    means: dict[str, NDArray[np.float32]] = {}
+    found = _bags(config, bags, labels, encoder)
     targets = targets_of(config.task, labels, found)
     folds = folds_of(config, targets, labels, splits=splits)
     refuse_unfit_model(config, targets, folds, input_width=found.width, encoder=encoder)
+    cache = BagCache(found)
+    means: dict[str, NDArray[np.float32]] = {}
     if reads_bags:
         whole, means = mean_tiles(cache, threads=threads)
         if whole is not found:
@@ -113,30 +107,59 @@ def prepare(
     material = Material(
         bags=found,
         targets=targets,
-        grid_um=grid_um,
+        grid_um=grid_um_of(config, encoder),
         encoder=encoder,
         cache=cache,
         device=torch_on,
         threads=threads,
     )
-    n_unlabelled = len(set(list_bags(bags)) - set(labels.slide_ids))
-    passed_over = {why: len(ids) for why, ids in targets.left_out.items()}
     return Prepared(
         material=material,
         splits=folds,
         means=means,
         refused=_refused(found),
-        passed_over=passed_over | ({UNLABELLED: n_unlabelled} if n_unlabelled else {}),
+        passed_over=_passed_over(targets, labels, list_bags(bags)),
         is_grouped=any(labels.patient_of[slide_id] != slide_id for slide_id in targets.slide_ids),
         tile_provenance=_tile_provenance(found),
-        data={
-            "bags": found.fingerprint,
-            "labels": labels.fingerprint,
-            "splits": table_of_folds(folds, targets).sha256,
-            "slide_encoder": None if encoder is None else encoder.fingerprint,
-            "tile_encoder": found.attributes.encoder_fingerprint,
-        },
+        data=_fingerprints(material, labels, folds),
     )
+
+
+def _bags(
+    config: FinetuneConfig,
+    bags: str | Path,
+    labels: SlideLabels,
+    encoder: OpenSlideEncoder | None,
+) -> BagSet:
+    """The labelled bags by their headers, all of an encoder that the model takes."""
+    found = BagSet.open(
+        bags,
+        slide_ids=labels.slide_ids,
+        max_tiles=MAX_TILES if encoder is None else encoder.config.max_tiles,
+        grid_um=grid_um_of(config, encoder),
+    )
+    if encoder is not None:
+        encoder.refuse_bag(
+            found.attributes, width=found.width, n_tiles=max(found.n_tiles), place=found.folder
+        )
+    return found
+
+
+def _passed_over(targets: Targets, labels: SlideLabels, with_bag: Iterable[str]) -> dict[str, int]:
+    counts = {why: len(ids) for why, ids in targets.left_out.items()}
+    n_unlabelled = len(set(with_bag) - set(labels.slide_ids))
+    return counts | ({UNLABELLED: n_unlabelled} if n_unlabelled else {})
+
+
+def _fingerprints(material: Material, labels: SlideLabels, folds: list[Split]) -> dict[str, Any]:
+    encoder = material.encoder
+    return {
+        "bags": material.bags.fingerprint,
+        "labels": labels.fingerprint,
+        "splits": table_of_folds(folds, material.targets).sha256,
+        "slide_encoder": None if encoder is None else encoder.fingerprint,
+        "tile_encoder": material.bags.attributes.encoder_fingerprint,
+    }
 
 
 def _encoder(config: FinetuneConfig) -> OpenSlideEncoder | None:
