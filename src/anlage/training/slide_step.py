@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -52,35 +53,55 @@ def slide_step(
     decay = config.optimizer.weight_decay
     set_rates(training.optimizer, lr=rate, weight_decay=decay, prototypes_frozen=False)
     training.optimizer.zero_grad(set_to_none=True)
-    error_B, seen = _passes(training, parts)
+    passed = _passes(training, parts)
     norms = clip_gradients(training.network.parts(), max_norm=chosen.clip_norm)
-    n_tiles = sum(sum(bags.lengths) for bags in seen)
-    told, stops = _told(training, error_B, n_tiles=n_tiles, wants_stop=wants_stop)
+    told, stops = _told(training, passed, wants_stop=wants_stop)
     told |= {f"gradient_norm_{name}": float(norm) for name, norm in norms.items()}
     if not all(_is_finite(value) for value in told.values()):
-        _refuse_to_go_on(training, seen, error_B, told)
+        _refuse_to_go_on(training, passed, told)
     training.optimizer.step()
     training.step += 1
     return {**told, "lr": rate}, stops
 
 
-def _passes(
-    training: SlideTraining, parts: Iterable[MaskedBags]
-) -> tuple[Tensor, list[MaskedBags]]:
-    """Forward and backward over all parts; gives each bag's error, and the parts as they were."""
+@dataclass(frozen=True, eq=False)
+class _Passed:
+    """What the passes of a step leave, beside gradients.
+
+    Attributes:
+        error_B: Error of each bag.
+        drawn: Slide and number of each.
+        n_tiles: Tiles of all.
+        suspects: Parts by number, on the CPU, to be looked at if something is not finite: those
+            with such an error, and the last. All would be a whole step in memory.
+    """
+
+    error_B: Tensor
+    drawn: list[tuple[str, int]]
+    n_tiles: int
+    suspects: dict[int, MaskedBags]
+
+
+def _passes(training: SlideTraining, parts: Iterable[MaskedBags]) -> _Passed:
+    """Forward and backward over all parts."""
     config = training.config
-    n_parts = config.accumulate
     n_bags = config.batch_size // training.ranks.world_size
-    errors, seen = [], []
+    errors, n_tiles = [], 0
+    drawn: list[tuple[str, int]] = []
+    suspects: dict[int, MaskedBags] = {}
     for number, bags in enumerate(parts):
-        seen.append(bags)  # on the CPU, in case something is not finite
+        is_last = number == config.accumulate - 1
         moved = bags.to(training.device)
-        with averaged(training.run_network, is_last=number == n_parts - 1):
+        with averaged(training.run_network, is_last=is_last):
             error_b = part_error(training, moved, number)
             torch.autograd.backward(error_b.sum() / n_bags)
         errors.append(error_b.detach())
-    assert len(seen) == n_parts, "a step has all its parts"
-    return torch.cat(errors), seen
+        drawn += zip(bags.slide_ids, bags.numbers, strict=True)
+        n_tiles += sum(bags.lengths)
+        if is_last or not error_b.isfinite().all():
+            suspects[number] = bags
+    assert len(errors) == config.accumulate, "a step has all its parts"
+    return _Passed(torch.cat(errors), drawn, n_tiles, suspects)
 
 
 def part_error(training: SlideTraining, bags: MaskedBags, number: int) -> Tensor:
@@ -113,18 +134,17 @@ def _randomness(training: SlideTraining, part: int) -> Iterator[None]:
 
 
 def _told(
-    training: SlideTraining, error_B: Tensor, *, n_tiles: int, wants_stop: bool
+    training: SlideTraining, passed: _Passed, *, wants_stop: bool
 ) -> tuple[dict[str, float], bool]:
     """Loss and tiles over all ranks, and whether any of them was asked to stop."""
-    counts = torch.tensor([n_tiles, int(wants_stop)], device=error_B.device, dtype=torch.float64)
-    values = torch.cat([error_B.mean().double()[None], counts])
+    device = passed.error_B.device
+    counts = torch.tensor([passed.n_tiles, int(wants_stop)], device=device, dtype=torch.float64)
+    values = torch.cat([passed.error_B.mean().double()[None], counts])
     loss, tiles, stops = training.ranks.mean(values).tolist()
     return {"loss": loss, "tiles": tiles * training.ranks.world_size}, stops > 0
 
 
-def _refuse_to_go_on(
-    training: SlideTraining, seen: list[MaskedBags], error_B: Tensor, told: Mapping[str, float]
-) -> None:
+def _refuse_to_go_on(training: SlideTraining, passed: _Passed, told: Mapping[str, float]) -> None:
     """Say what is not finite, where first, and in which slides.
 
     Raises:
@@ -135,11 +155,10 @@ def _refuse_to_go_on(
     what = f"the gradient of the {' and '.join(broken)} is not finite (the loss is)"
     if not _is_finite(told["loss"]):
         what = "the loss is not finite"
-    drawn = [pair for bags in seen for pair in zip(bags.slide_ids, bags.numbers, strict=True)]
-    finite = error_B.isfinite().tolist()
-    guilty = [pair for pair, ok in zip(drawn, finite, strict=True) if not ok]
-    finding = _first_fault(training, seen)
-    own = (bool(guilty), guilty or drawn, finding)
+    finite = passed.error_B.isfinite().tolist()
+    guilty = [pair for pair, ok in zip(passed.drawn, finite, strict=True) if not ok]
+    finding = _first_fault(training, passed.suspects)
+    own = (bool(guilty), guilty or passed.drawn, finding)
     of_all = training.ranks.objects(own)
     chosen = [entry for entry in of_all if entry[0]] or of_all
     named = [f"{slide} (g={g})" for _, pairs, _ in chosen for slide, g in pairs]
@@ -153,16 +172,15 @@ def _refuse_to_go_on(
     )
 
 
-def _first_fault(training: SlideTraining, seen: list[MaskedBags]) -> Finding | None:
+def _first_fault(training: SlideTraining, suspects: Mapping[int, MaskedBags]) -> Finding | None:
     """What was not finite first on this rank; None too where the step cannot be run once more."""
-    n_bags = sum(len(bags.lengths) for bags in seen)
-    inputs = {f"tile embeddings of part {n}": bags.features_TI for n, bags in enumerate(seen)}
+    inputs = {f"tile embeddings of part {n}": bags.features_TI for n, bags in suspects.items()}
     run_network, training.run_network = training.run_network, training.network
 
     def again() -> None:
-        for number, bags in enumerate(seen):
+        for number, bags in suspects.items():
             error_b = part_error(training, bags.to(training.device), number)
-            torch.autograd.backward(error_b.sum() / n_bags)
+            torch.autograd.backward(error_b.mean())
 
     try:
         return first_non_finite({"slide autoencoder": training.network}, again, inputs=inputs)
