@@ -335,3 +335,18 @@ def test_every_switch_of_the_recipe_trains(bags: Path, tmp_path: Path, mode: str
     assert pretrain(bags, tmp_path / "run", *more).is_finished
     assert load_slide_encoder(tmp_path / "run" / "encoder").config.pooling == "mean"
     assert "held_out_loss" not in read_metrics(tmp_path / "run" / "metrics.jsonl")[-1]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_run_on_cuda_starts_where_the_one_on_the_cpu_does(
+    bags: Path, tmp_path: Path, precision: str
+) -> None:
+    """The first loss is the CPU's: same bags, windows, masks and weights."""
+    more = (f"precision={precision}", "model.dropout=0", "model.stochastic_depth=0")
+    pretrain(bags, tmp_path / "cpu", *more)
+    config = micro_slide_config(*more)
+    assert pretrain_slides(config, bags, tmp_path / "cuda", device="cuda").is_finished
+    one, other = metrics_of(tmp_path / "cpu")[0], metrics_of(tmp_path / "cuda")[0]
+    assert other["loss"] == pytest.approx(one["loss"], rel=1e-3 if precision == "fp32" else 3e-2)
