@@ -57,7 +57,7 @@ ATTRIBUTES = BagAttributes(
 def main() -> None:
     """Measure and print."""
     options = _options()
-    with tempfile.TemporaryDirectory() as name:
+    with tempfile.TemporaryDirectory(prefix="anlage-abmil-") as name:
         found = measure(Path(name), options)
     print(json.dumps(found, indent=1))
     if options.json:
