@@ -136,6 +136,24 @@ def test_tables_hold_the_numbers_of_the_result(made: Path) -> None:
     assert json.loads(section.chart.data)["x"] == [1, 2, 3]
 
 
+def test_open_intervals_and_scores_without_a_value_are_shown_as_such(
+    folder: Path, take_apart
+) -> None:
+    path = folder / "finetune" / "result.json"
+    result = json.loads(path.read_text())
+    result["scores"][0]["mean_of_folds"] |= {"low": None, "t_high": None}
+    result["scores"][1]["mean_of_folds"] = None
+    path.write_text(json.dumps(result))
+    [section] = finetune_sections(open_contents(folder))
+    open_row, without, *_ = section.tables[0].rows
+    assert open_row.bootstrap.startswith("no bound to ")
+    assert open_row.t.endswith(" to no bound")
+    ticks = [tick.at for tick in section.tables[0].axis.ticks]
+    assert (open_row.bar.low, open_row.bar.t_high) == (ticks[0], ticks[-1])
+    assert (without.estimate, without.bar) == ("no value", None)
+    assert "no value" in take_apart(write_report(folder)).text
+
+
 def test_a_run_without_a_result_says_so(folder: Path) -> None:
     (folder / "finetune" / "result.json").unlink()
     [section] = finetune_sections(open_contents(folder))
