@@ -75,7 +75,7 @@ def test_predictions_are_read_by_the_task() -> None:
 
 def test_survival_is_told_at_the_edges() -> None:
     task = SlideTask(kind="survival_discrete", target=("t", "e"), edges=(12.0, 24.5))
-    assert task.score_names == ("risk", "survival_12", "survival_24.5")
+    assert task.score_names == ("risk", "survival_1", "survival_2")
     hazard = torch.tensor([[-1.0, 0.0, 2.0]]).sigmoid()[0].double()
     alive = (1 - hazard).cumprod(0)
     found = task.scores(torch.tensor([[-1.0, 0.0, 2.0]]))[0]

@@ -389,3 +389,22 @@ def test_a_metric_without_a_value_in_a_fold_is_told_of(slides, tmp_path) -> None
         note.startswith("auroc has no value in 1 of 2 folds (0)") for note in end.result.notes
     )
     assert any("tested patients are too few" in note for note in end.result.notes)
+
+
+def test_intervals_of_folds_stand_in_the_same_columns(slides, tmp_path) -> None:
+    """Each fold cuts time at the quantiles of its own events; columns are named by number."""
+    rows = two_classes(20, slides_each=2)
+    lines = [f"{r['slide_id']},{r['patient_id']},{3 + k**2},1" for k, r in enumerate(rows)]
+    labels = tmp_path / "labels.csv"
+    labels.write_text("\n".join(["slide_id,patient_id,months,dead", *lines]))
+    task = "{kind: survival_discrete, target: null, positive: null, time: months, event: dead}"
+    config = config_of(f"task={task}", "epochs=2", "folds.n=2", "task.intervals=3")
+    end = finetune(config, slides.bags, labels, tmp_path / "run")
+    models = [load_slide_model(tmp_path / f"run/fold-{n}/model").config.task for n in (0, 1)]
+    assert models[0].edges != models[1].edges
+    assert models[0].score_names == ("risk", "survival_1", "survival_2")
+    schema = pq.read_schema(end.run_dir / "predictions.parquet")
+    assert schema.names[-3:] == ["risk", "survival_1", "survival_2"]
+    edges = json.loads(schema.metadata[b"anlage.edges"])
+    assert edges == {str(number): list(task.edges) for number, task in enumerate(models)}
+    assert finetune(config, slides.bags, labels, tmp_path / "run", resume=True).result is not None

@@ -79,7 +79,7 @@ class SlideTask(BaseModel):
 
     @property
     def score_names(self) -> tuple[str, ...]:
-        """What the P numbers of a prediction are."""
+        """What the P numbers of a prediction are; ``survival_1``: to live past the first edge."""
         match self.kind:
             case "binary":
                 return (f"probability_{self.classes[1]}",)
@@ -88,7 +88,8 @@ class SlideTask(BaseModel):
             case "survival_cox":
                 return ("risk",)
             case "survival_discrete":
-                return ("risk", *(f"survival_{edge:g}" for edge in self.edges))
+                past = range(1, len(self.edges) + 1)  # folds have edges of their own
+                return ("risk", *(f"survival_{number}" for number in past))
             case "regression":
                 return ("value",)
 

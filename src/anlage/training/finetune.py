@@ -11,19 +11,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from anlage.bags.slide_labels import SlideLabels
 from anlage.errors import CheckpointError
-from anlage.files import replace_whole, write_text_whole
+from anlage.files import write_text_whole
 from anlage.provenance import git_commit, versions
 from anlage.training.finetune_config import FinetuneConfig
 from anlage.training.finetune_floors import mean_pool_scores, prior_scores
 from anlage.training.finetune_fold import PREDICTIONS, FoldEnd, train_fold
 from anlage.training.finetune_folds import table_of_folds
 from anlage.training.finetune_notes import leakage_of, notes_of
-from anlage.training.finetune_predictions import FORMAT, read_predictions
+from anlage.training.finetune_predictions import join_predictions, read_predictions
 from anlage.training.finetune_preparation import Prepared, prepare
 from anlage.training.finetune_result import (
     FinetuneResult,
@@ -123,7 +121,7 @@ def finetune(
             ends.append(end)
             LOGGER.info("fold %d of %d done", number + 1, len(prepared.splits))
         result = _result(config, prepared, ends)
-        _write_all_predictions(run_dir, ends)
+        join_predictions(run_dir / PREDICTIONS, [end.folder / PREDICTIONS for end in ends])
         write_result(run_dir, result)
     return FinetuneEnd(run_dir, result, prepared.refused, len(ends))
 
@@ -223,9 +221,3 @@ def _counts(targets: Targets) -> dict[str, int]:
         return dict(zip(targets.classes, n_positive, strict=True))
     codes = target_NK[:, 0] if targets.classes else np.empty(0)
     return {name: int((codes == code).sum()) for code, name in enumerate(targets.classes)}
-
-
-def _write_all_predictions(run_dir: Path, ends: Sequence[FoldEnd]) -> None:
-    table = pa.concat_tables([pq.read_table(end.folder / PREDICTIONS) for end in ends])
-    with replace_whole(run_dir / PREDICTIONS) as beside:
-        pq.write_table(table.replace_schema_metadata({b"anlage.format": FORMAT}), beside)

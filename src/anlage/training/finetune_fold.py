@@ -292,7 +292,7 @@ class _Fold:
             device=self.material.device,
             precision=self.config.precision,
         )
-        write_predictions(self.folder / PREDICTIONS, [self._predicted(model)])
+        write_predictions(self.folder / PREDICTIONS, self._predicted(model))
         end = FoldEnd(
             folder=self.folder,
             is_finished=True,
@@ -319,6 +319,7 @@ class _Fold:
             side_N=np.repeat(list(sides), [len(of_side) for of_side in sides.values()]),
             score_NP=torch.cat(scores).numpy(),
             score_names=model.config.task.score_names,
+            edges=model.config.task.edges,
         )
 
     def _record(self, end: FoldEnd) -> None:

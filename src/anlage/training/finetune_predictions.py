@@ -5,6 +5,7 @@ Shape suffixes: N slides, P numbers of a prediction.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ from anlage.training.finetune_scores import predicted_code
 from anlage.training.finetune_targets import Targets
 
 FORMAT = b"finetune-predictions/1"
+FORMAT_KEY, EDGES_KEY = b"anlage.format", b"anlage.edges"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -34,6 +36,7 @@ class FoldPredictions:
         side_N: (N,) ``val`` or ``test``.
         score_NP: (N, P) float64 scores.
         score_names: What they are.
+        edges: Inner edges of the fold's intervals of time; ``survival_1`` is of the first.
     """
 
     fold: str
@@ -42,6 +45,7 @@ class FoldPredictions:
     side_N: NDArray[np.str_]
     score_NP: NDArray[np.float64]
     score_names: tuple[str, ...]
+    edges: tuple[float, ...] = ()
 
     def of_side(self, side: str) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
         """Rows of a side, and their scores."""
@@ -65,11 +69,24 @@ class FoldPredictions:
         return pa.table(columns)
 
 
-def write_predictions(path: Path, folds: Sequence[FoldPredictions]) -> None:
-    """Write the predictions of folds below each other, whole or not at all."""
-    table = pa.concat_tables([fold.table() for fold in folds])
+def write_predictions(path: Path, fold: FoldPredictions) -> None:
+    """Write the predictions of a fold, whole or not at all."""
+    _write(path, fold.table(), {fold.fold: list(fold.edges)} if fold.edges else {})
+
+
+def join_predictions(path: Path, files: Sequence[Path]) -> None:
+    """Write the predictions of several folds below each other, whole or not at all."""
+    tables = [pq.read_table(file) for file in files]
+    edges: dict[str, list[float]] = {}
+    for table in tables:
+        edges |= json.loads((table.schema.metadata or {}).get(EDGES_KEY, b"{}"))
+    _write(path, pa.concat_tables([t.replace_schema_metadata() for t in tables]), edges)
+
+
+def _write(path: Path, table: pa.Table, edges: dict[str, list[float]]) -> None:
+    metadata = {FORMAT_KEY: FORMAT} | ({EDGES_KEY: json.dumps(edges).encode()} if edges else {})
     with replace_whole(path) as beside:
-        pq.write_table(table.replace_schema_metadata({b"anlage.format": FORMAT}), beside)
+        pq.write_table(table.replace_schema_metadata(metadata), beside)
 
 
 def read_predictions(path: Path, targets: Targets) -> FoldPredictions:
