@@ -102,11 +102,11 @@ def test_nothing_is_left_on_the_network() -> None:
     assert not network.blocks[0]._forward_pre_hooks
 
 
-def test_branches_of_a_pooling_are_called_by_their_class() -> None:
+def test_branches_of_a_pooling_are_called_by_number_and_class() -> None:
     attention = torch.softmax(torch.randn(9, 3), 0)
     named = list(pooling_scores(attention, classes=["LUAD", "LUSC (sq.)", "none"]))
     assert [score.name for score in named] == [
-        *("attention_luad", "attention_lusc_sq", "attention_none"),
+        *("attention_0_luad", "attention_1_lusc_sq", "attention_2_none"),
     ]
     assert named[1].title == "Pooling's attention for LUSC (sq.)"
     np.testing.assert_array_equal(named[1].weight_L, attention[:, 1].numpy())
@@ -116,7 +116,25 @@ def test_branches_of_a_pooling_are_called_by_their_class() -> None:
     assert only.name == "attention"
 
 
+@pytest.mark.parametrize(
+    ("classes", "names"),
+    [
+        (["HER2-", "HER2+"], ["attention_0_her2", "attention_1_her2"]),
+        (["<2", ">=2"], ["attention_0_2", "attention_1_2"]),
+        (["陰性", "陽性"], ["attention_0", "attention_1"]),
+        (
+            ["a" * 300 + "1", "a" * 300 + "2"],
+            ["attention_0_" + 40 * "a", "attention_1_" + 40 * "a"],
+        ),
+    ],
+)
+def test_classes_that_are_spelt_alike_stay_apart(classes, names) -> None:
+    scores = list(pooling_scores(torch.softmax(torch.randn(9, 2), 0), classes=classes))
+    assert [score.name for score in scores] == names
+    assert [score.title for score in scores] == [f"Pooling's attention for {c}" for c in classes]
+
+
 def test_names_are_fit_for_files() -> None:
     assert as_name("ER+/HER2-") == "er_her2"
     assert as_name("../x") == "x"
-    assert as_name("++") == "unnamed"
+    assert as_name("++") == ""

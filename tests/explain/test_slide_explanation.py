@@ -73,7 +73,7 @@ def test_a_model_with_both_says_which_one_decides(tmp_path) -> None:
     save_model(tmp_path / "cls", slide_encoder=encoder, route="cls", layers=[1, 2])
     pool = explained(open_explained(str(tmp_path / "pool")), bags, "a")
     names = [score.name for score in pool.tiles.main]
-    assert names == [f"attention_class_{n}" for n in range(3)] + ["layer_03_mean"]
+    assert names == [f"attention_{n}_class_{n}" for n in range(3)] + ["layer_03_mean"]
     assert "not fed by the slide token" in pool.notes[1]
     assert sum(value for _, value in pool.prediction) == pytest.approx(1)
     cls = explained(open_explained(str(tmp_path / "cls")), bags, "a")

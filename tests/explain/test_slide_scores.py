@@ -1,7 +1,10 @@
 """Ranks against a double loop; the order of tiles; what rounding and no weight mean."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
+from scored_tiles import scored
 
 from anlage.explain.slide_scores import is_flat, percentile_rank, top_and_bottom
 
@@ -44,3 +47,11 @@ def test_top_and_bottom_are_of_tiles_with_weight_and_share_none() -> None:
     assert (len(top), len(bottom)) == (4, 0)
     top, bottom = top_and_bottom(weights, n=0)
     assert (len(top), len(bottom)) == (0, 0)
+
+
+@pytest.mark.parametrize("name", ["attention", "x"])
+def test_scores_that_share_a_column_are_refused(name) -> None:
+    tiles = scored([[0, 0], [64, 0]], [0.25, 0.75])
+    other = replace(tiles.scores[0], name=name)
+    with pytest.raises(ValueError, match=f"name of its own for each score, .*got '{name}'"):
+        replace(tiles, scores=(*tiles.scores, other))

@@ -21,6 +21,8 @@ from anlage.models.dilated_attention import DilatedPlan, attention_of_token
 from anlage.models.layers.long_net_block import LongNetBlock
 from anlage.models.slide_encoder import SlideEncoder
 
+NAME_CHARACTERS = 40  # of a class in the name of a file
+
 
 class NotedBlock:
     """A context in which one block of a slide encoder tells where the slide token looks.
@@ -112,7 +114,8 @@ def pooling_scores(attention_LA: Tensor, *, classes: Sequence[str] = ()) -> Iter
 
     Args:
         attention_LA: (L, A) weights, each branch summing to 1 over the tiles.
-        classes: Names of the outputs; branches are called by them where there are as many.
+        classes: Names of the outputs; where there are as many as branches, these are called by
+            them behind their numbers, since names such as HER2- and HER2+ share their letters.
     """
     weight_LA: NDArray[np.float32] = attention_LA.detach().float().cpu().numpy()
     n_branches = weight_LA.shape[1]
@@ -120,10 +123,12 @@ def pooling_scores(attention_LA: Tensor, *, classes: Sequence[str] = ()) -> Iter
         name, title = "attention", "Pooling's attention"
         if n_branches > 1:
             of = classes[branch] if len(classes) == n_branches else str(branch)
-            name, title = f"attention_{as_name(of)}", f"Pooling's attention for {of}"
+            spelt = as_name(of) if len(classes) == n_branches else ""
+            name = f"attention_{branch}_{spelt}".rstrip("_")
+            title = f"Pooling's attention for {of}"
         yield TileScore(name=name, title=title, weight_L=weight_LA[:, branch].copy())
 
 
 def as_name(text: str) -> str:
-    """Text as part of a column's or file's name: letters, digits and underscores."""
-    return re.sub(r"[^A-Za-z0-9]+", "_", text).strip("_").lower() or "unnamed"
+    """Text as part of a column's or file's name: its Latin letters and digits, 40 at most."""
+    return re.sub(r"[^A-Za-z0-9]+", "_", text).strip("_").lower()[:NAME_CHARACTERS].strip("_")

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from anlage.geometry import Size
 from anlage.slides.colour import Colour
 
+PLACE_COLUMNS = ("slide_id", "x", "y", "edge_level0_px")  # of a table of scores, before them
 FLAT = 1e-5  # spread of weights over the largest: below it they differ by rounding alone
 
 
@@ -64,6 +65,9 @@ class ScoredTiles:
         mpp: That resolution, micrometres per pixel.
         colour: Whether the tile encoder saw the pixels as stored or in sRGB.
         scores: One or more; of heads, and of others, which come first.
+
+    Raises:
+        ValueError: If two scores have one name, or one has that of a column of places.
     """
 
     slide_id: str
@@ -75,6 +79,17 @@ class ScoredTiles:
     mpp: float
     colour: Colour
     scores: tuple[TileScore, ...]
+
+    def __post_init__(self) -> None:
+        taken = set(PLACE_COLUMNS)
+        for score in self.scores:
+            if score.name in taken:
+                msg = (
+                    "ScoredTiles: needs a name of its own for each score, and none of "
+                    f"{', '.join(PLACE_COLUMNS)}; got {score.name!r} again. Rename it."
+                )
+                raise ValueError(msg)
+            taken.add(score.name)
 
     def __len__(self) -> int:
         return len(self.corner_L2)
