@@ -111,10 +111,11 @@ def _undefined(scores: Sequence[Score]) -> list[str]:
         lacking = [fold for fold, value in score.of_fold.items() if value is None]
         if score.predictor == "model" and lacking:
             name = f"{score.metric} {score.label}".strip()
+            n, told = len(score.of_fold), f"({', '.join(lacking[:10])})"
+            others = " The mean is over the others." if len(lacking) < n else ""
             notes.append(
-                f"{name} has no value in {len(lacking)} of {len(score.of_fold)} folds "
-                f"({', '.join(lacking[:10])}): one class only, no event, or nothing that varies "
-                "on the test side. The mean is over the others."
+                f"{name} has no value in {len(lacking)} of {n} folds {told}: one class only, no "
+                f"event, or nothing that varies on the test side.{others}"
             )
     return notes
 
