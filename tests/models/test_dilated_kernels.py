@@ -76,6 +76,14 @@ def test_the_plain_formula_stands_in_for_a_kernel(pad, monkeypatch):
         torch.testing.assert_close(fast, plain)
 
 
+def test_autocast_changes_nothing(monkeypatch):
+    monkeypatch.setattr(attention, "choose_kernel", lambda *_: kernels.MATH)
+    planned, qkv = plan([30], [(8, 1), (12, 5)], 3), torch.randn(30, 3, 3, 4)
+    with torch.autocast("cpu", torch.bfloat16):
+        under = dilated_self_attention(qkv, planned)
+    torch.testing.assert_close(under, dilated_self_attention(qkv, planned), rtol=0, atol=0)
+
+
 def test_kernels_of_cuda_take_and_give_these_shapes():
     """Their operators exist, with these arguments: all that can be said without a GPU."""
     with torch.device("meta"):

@@ -69,7 +69,8 @@ def dilated_attention(
 def dilated_self_attention(qkv_T3HE: Tensor, plan: DilatedPlan) -> Tensor:
     """``dilated_attention`` of queries, keys and values that one layer wrote beside each other.
 
-    For the backward pass it keeps its input and the output of each branch, nothing in between.
+    For the backward pass it keeps its input and the output of each branch, nothing in between. It
+    runs in the dtype of its input whatever autocast says.
 
     Args:
         qkv_T3HE: (T, 3, H, E).
@@ -89,7 +90,8 @@ def dilated_self_attention(qkv_T3HE: Tensor, plan: DilatedPlan) -> Tensor:
             "Call plan_dilated with the lengths of this batch."
         )
         raise ValueError(msg)
-    out: Tensor = _DilatedAttention.apply(qkv_T3HE.contiguous(), plan)  # type: ignore[no-untyped-call]
+    with torch.autocast(qkv_T3HE.device.type, enabled=False):
+        out: Tensor = _DilatedAttention.apply(qkv_T3HE.contiguous(), plan)  # type: ignore[no-untyped-call]
     return out
 
 
