@@ -21,8 +21,8 @@ from anlage.cli.dry_run import say_plan
 if TYPE_CHECKING:
     from anlage.distributed import Ranks
     from anlage.slides.indexing.found_slide import Refused
-    from anlage.training.tile_config import TilePretrainConfig
     from anlage.training.run_saves import PretrainResult
+    from anlage.training.tile_config import TilePretrainConfig
     from anlage.training.watched_tiles import WatchedTiles
 
 pretrain = typer.Typer(help="Pretrain an encoder.", no_args_is_help=True, rich_markup_mode=None)
