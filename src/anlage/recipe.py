@@ -45,9 +45,10 @@ def load_recipe(
             one is named), missing, of the wrong type or contradictory.
     """
     tree = _read(recipe, depth=0)
+    changes = [_as_tree(str(recipe), override) for override in overrides]
     # a size begins its section anew, so it comes before the fields that stand beside it
-    for override in sorted(overrides, key=lambda told: not told.split("=")[0].endswith(f".{SIZE}")):
-        tree = merged(tree, _as_tree(str(recipe), override))
+    for change in sorted(changes, key=lambda tree: not _is_a_size(tree)):
+        tree = merged(tree, change)
     return checked(tree, config, name=str(recipe))
 
 
@@ -65,12 +66,12 @@ def merged(below: Tree, above: Tree) -> Tree:
 
     Sections merge; all else replaces, also a mapping whose keys are numbers (``{0.5: 1.0}``): that
     is one value, which could otherwise only grow. A section that names a ``size`` begins anew, for
-    the fields below it are those of another size.
+    the fields below it are those of another size; ``size: null`` names none.
     """
     result = dict(below)
     for key, value in above.items():
         old = result.get(key)
-        if _is_section(old) and _is_section(value) and SIZE not in value:
+        if _is_section(old) and _is_section(value) and value.get(SIZE) is None:
             result[key] = merged(old, value)
         else:
             result[key] = value
@@ -121,6 +122,16 @@ def _as_tree(recipe: str, override: str) -> Tree:
     for part in reversed(key.split(".")):
         tree = {part: tree}
     return dict(tree)
+
+
+def _is_a_size(change: Tree) -> bool:
+    """Whether an override sets a ``size`` below the top."""
+    key, value = next(iter(change.items()))
+    depth = 0
+    while isinstance(value, dict) and len(value) == 1:
+        key, value = next(iter(value.items()))
+        depth += 1
+    return bool(depth) and key == SIZE and value is not None
 
 
 def _explain(problem: Mapping[str, Any], config: type[BaseModel]) -> str:

@@ -57,7 +57,7 @@ def finetune_command(
     from anlage.recipe import load_recipe
     from anlage.training.finetune_config import FinetuneConfig
 
-    changes = [*(overrides or ()), *_begin_with(slide_encoder)]
+    changes = [*(overrides or ()), *begin_with(slide_encoder)]
     config = load_recipe(recipe, FinetuneConfig, overrides=changes)
     table = _labels(labels, bags, slides, tcga=tcga)
     if dry_run:
@@ -92,7 +92,8 @@ def _say_end(end: FinetuneEnd) -> None:
         raise typer.Exit(Exit.SOME_REFUSED)
 
 
-def _begin_with(slide_encoder: str | None) -> list[str]:
+def begin_with(slide_encoder: str | None) -> list[str]:
+    """Overrides that put a slide encoder in place of the recipe's own, and keep its settings."""
     if slide_encoder is None:
         return []
     named = json.dumps(slide_encoder)
