@@ -36,7 +36,7 @@ __all__ = [
 ]
 
 FEWEST_AHEAD, MOST_AHEAD = 2, 8  # batches that are begun before the first of them is asked for
-AHEAD_BYTES = 2**29  # of those; the fewest may be larger
+AHEAD_BYTES = 2**27  # of those; the fewest may be larger
 SERIAL_NUMEL = 32767  # that torch copies without its own threads, which the training needs
 
 Draw = tuple[int, str]
@@ -87,7 +87,7 @@ def bag_batches(
 ) -> Generator[BagBatch]:
     """The bags of each step: the same batches whatever the number of threads.
 
-    Threads read ahead: the next step, and up to six more while all take less than 512 MiB. Closing
+    Threads read ahead: the next step, and up to six more while all take less than 128 MiB. Closing
     the generator stops them.
 
     Args:
