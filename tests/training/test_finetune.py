@@ -240,7 +240,7 @@ def test_wrong_labels_are_refused_before_anything_is_written(slides, tmp_path) -
     ("overrides", "error", "told"),
     [
         (
-            ("model={slide_encoder: {size: tiny}, route: cls, layers: [5]}",),
+            ("model={slide_encoder: {size: tiny}, pooling: null, route: cls, layers: [5]}",),
             RecipeError,
             "layers from 0",
         ),

@@ -227,8 +227,8 @@ def test_a_loss_that_explodes_names_the_slides(slides, tmp_path) -> None:
         "model={instance_weight: 0.3, pooling: {kind: clam_mb, width: 8, hidden: 4}}",
         "model.pooling={kind: transmil, width: 16, n_landmarks: 4}",
         "model={slide_encoder: {size: tiny}, shortcut: true}",
-        "model={slide_encoder: {size: tiny}, route: cls, layers: [2, 4]}",
-        "model={slide_encoder: {size: tiny}, route: mean}",
+        "model={slide_encoder: {size: tiny}, pooling: null, route: cls, layers: [2, 4]}",
+        "model={slide_encoder: {size: tiny}, pooling: null, route: mean}",
     ],
 )
 def test_every_model_is_trained_and_stored(model: str, slides, tmp_path) -> None:

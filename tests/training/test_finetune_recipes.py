@@ -9,6 +9,7 @@ import pytest
 from recipes_of_stages import OTHER_STAGES
 from test_recipes_published import unexplained
 
+from anlage.cli.finetune import begin_with
 from anlage.errors import RecipeError
 from anlage.models.dilated_attention import gigapath_branches
 from anlage.recipe import load_recipe
@@ -111,6 +112,31 @@ def test_rates_are_those_of_one_slide_and_32_parts(name: str, rate: float) -> No
     assert config.optimizer.rate(config.batch_size) == pytest.approx(rate)
 
 
+def test_panda_inherits_no_pooling_and_another_route_has_one() -> None:
+    assert config_of("gigapath-panda").model.pooling is None
+    pooled = config_of("gigapath-panda", "model.route=pool", "model.layers=null")
+    assert pooled.model.pooling == {"kind": "gated_abmil"}
+    again = FinetuneConfig.model_validate(pooled.model_dump(mode="json"))
+    assert again == pooled
+
+
+@pytest.mark.parametrize("name", [name for name in SAID if name.startswith("gigapath")])
+@pytest.mark.parametrize("changes", [(), ("model.slide_encoder.frozen=true",)])
+def test_a_slide_encoder_of_the_command_line_changes_nothing_else(name, changes) -> None:
+    before = config_of(name, *changes).model.slide_encoder
+    after = config_of(name, *changes, *begin_with("folder/encoder")).model.slide_encoder
+    assert before is not None
+    assert before.dropout == 0.1
+    assert after == before.model_copy(update={"init": "folder/encoder"})
+
+
+def test_a_slide_encoder_of_the_command_line_takes_the_place_of_random_weights() -> None:
+    own = ("model.slide_encoder={size: tiny, dropout: 0.2}",)
+    found = config_of("abmil", *own, *begin_with("folder/encoder")).model.slide_encoder
+    assert found is not None
+    assert (found.init, found.size, found.dropout) == ("folder/encoder", None, 0.2)
+
+
 def test_pandas_segments_are_those_of_its_largest_slide() -> None:
     encoder = config_of("gigapath-panda").model.slide_encoder
     assert encoder is not None
@@ -151,6 +177,34 @@ def test_pandas_segments_are_those_of_its_largest_slide() -> None:
             "of binary and multi_class tasks",
         ),
         (("task.targt=a",), "did you mean 'task.target'"),
+        (
+            ("model={slide_encoder: {size: tiny}, route: cls, pooling: {kind: clam_sb}}",),
+            "pooling is of route=pool; got route=cls",
+        ),
+        (
+            (
+                "model={slide_encoder: {size: tiny}, route: mean, pooling: null}",
+                "model.instance_weight=0.3",
+            ),
+            "instance_weight is of the poolings clam_sb and clam_mb",
+        ),
+        (("model.pooling={kind: abmil, input_width: 3}",), "input_width follows from the bags"),
+        (("model.pooling={kind: clam_sb, n_classes: 3}",), "n_classes follows from the bags"),
+        (("model.pooling={kind: [a]}",), "one of the kinds"),
+        (("model.pooling=[3]",), "model.pooling"),
+        (("model.slide_encoder={init: a, grid_um: 64.0}",), "brings its grid"),
+        (("recompute=true",), "recompute is of the slide encoder"),
+        (
+            ("task={kind: regression, class_weights: balanced}",),
+            "class_weights are of classes, grades and labels",
+        ),
+        (
+            (
+                "task={kind: survival_cox, target: null, time: t, event: e}",
+                "task.class_weights=balanced",
+            ),
+            "class_weights are of classes, grades and labels",
+        ),
     ],
 )
 def test_contradictions_are_refused(overrides: tuple[str, ...], told: str) -> None:

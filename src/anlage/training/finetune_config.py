@@ -191,6 +191,13 @@ class FinetuneConfig(Section):
         return self
 
     @model_validator(mode="after")
+    def _recompute_has_layers(self) -> Self:
+        if self.recompute and self.model.slide_encoder is None:
+            msg = "recompute is of the slide encoder's layers; there is none. Set recompute=false"
+            raise ValueError(msg)
+        return self
+
+    @model_validator(mode="after")
     def _parts_are_even(self) -> Self:
         if self.batch_size % self.accumulate:
             msg = (

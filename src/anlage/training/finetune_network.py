@@ -41,7 +41,7 @@ def grid_um_of(config: FinetuneConfig, encoder: OpenSlideEncoder | None) -> floa
     choice = config.model.slide_encoder
     if encoder is not None:
         return encoder.config.grid_um
-    return GRID_UM if choice is None else choice.grid_um
+    return GRID_UM if choice is None or choice.grid_um is None else choice.grid_um
 
 
 def fresh_model(
@@ -149,7 +149,7 @@ def model_arguments(
         "slide_encoder": _encoder_arguments(model.slide_encoder, encoder),
         "route": model.route,
         "layers": model.layers,
-        "pooling": dict(model.pooling) if model.route == "pool" else None,
+        "pooling": None if model.pooling is None else dict(model.pooling),
         "shortcut": model.shortcut,
         "head": "ordered" if config.task.kind == "ordinal" else "linear",
         "dropout": model.dropout,

@@ -88,6 +88,14 @@ class Task(Section):
         return self
 
     @model_validator(mode="after")
+    def _weights_are_of_classes(self) -> Self:
+        if self.class_weights != "none" and self.kind in {*SURVIVAL, "regression"}:
+            told = f"class_weights are of classes, grades and labels; got kind={self.kind}"
+            msg = f"{told}. Set class_weights=none"
+            raise ValueError(msg)
+        return self
+
+    @model_validator(mode="after")
     def _classes_fit_the_kind(self) -> Self:
         if self.threshold is not None and (self.kind != "binary" or self.classes or self.positive):
             msg = "threshold is of kind=binary, and makes the classes low and high itself"
