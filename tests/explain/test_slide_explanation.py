@@ -133,6 +133,17 @@ def test_layers_that_are_not_there(tmp_path) -> None:
         explained(open_explained(str(tmp_path / "model")), bags, "a", layer=1)
 
 
+def test_layers_that_the_model_does_not_run(tmp_path) -> None:
+    _, bags = make(tmp_path)
+    encoder = {"width": 16, "depth": 3, "n_heads": 2, "segments": [64], "dilations": [1]}
+    save_model(tmp_path / "cls", slide_encoder=encoder, route="cls", layers=[1, 2])
+    with pytest.raises(ValueError, match="layer from 1 to 2; got 3"):
+        explained(open_explained(str(tmp_path / "cls")), bags, "a", layer=3)
+    save_model(tmp_path / "input", slide_encoder=encoder, route="mean", layers=[0])
+    with pytest.raises(EncoderError, match="no block of a slide encoder"):
+        explained(open_explained(str(tmp_path / "input")), bags, "a")
+
+
 def test_only_the_slide_that_the_bag_was_made_from(tmp_path) -> None:
     catalogue, bags = make(tmp_path)
     bag = read_one_bag(bags, "a").bag

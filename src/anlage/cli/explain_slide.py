@@ -30,7 +30,10 @@ def explain_slide_command(
     ] = None,
     layer: Annotated[
         int | None,
-        typer.Option(min=1, help="Block of the slide encoder, from 1; the last that is used."),
+        typer.Option(
+            min=1,
+            help="Block of the slide encoder whose attention to show, from 1; the last that runs.",
+        ),
     ] = None,
     top: Annotated[
         int | None,

@@ -99,7 +99,8 @@ def explain_slide(
     Args:
         opened: A slide model, or a slide encoder.
         chosen: The slide's bag.
-        layer: Block of the slide encoder, from 1; None for the last whose state is used.
+        layer: Block of the slide encoder, from 1, whose attention is taken; None for the last
+            whose output is used.
 
     Returns:
         The scores, and what they were made from.
@@ -107,16 +108,9 @@ def explain_slide(
     Raises:
         BagError: If the bag is not one that the model was made for.
         EncoderError: If the model has no attention, or gives all tiles the same.
-        ValueError: If there is no such layer.
+        ValueError: If there is no such layer, or the model stops before it.
     """
-    network = slide_encoder_of(opened)
-    noted = None if network is None else NotedBlock(network, layer or _last_used(opened, network))
-    if noted is None and layer is not None:
-        msg = (
-            f"explain-slide: needs a slide encoder to have a layer {layer}; {opened.name} has "
-            "none. Leave --layer out."
-        )
-        raise ValueError(msg)
+    noted = _noted_block(opened, layer)
     bag = chosen.bag
     opened.refuse_bag(
         bag.attributes,
@@ -223,17 +217,35 @@ def _scored(
     return scores, prediction
 
 
+def _noted_block(opened: Opened, layer: int | None) -> NotedBlock | None:
+    """The block that is to tell where the slide token looks; None where none is run."""
+    network = slide_encoder_of(opened)
+    last = 0 if network is None else _last_used(opened, network)
+    if layer is None and last == 0:
+        return None
+    if network is None or last == 0:
+        msg = (
+            f"explain-slide: needs a slide encoder to have a layer {layer}; {opened.name} has "
+            "none. Leave --layer out."
+        )
+        raise ValueError(msg)
+    if layer is not None and layer > last:
+        msg = f"explain-slide: needs a layer from 1 to {last}; got {layer}."
+        raise ValueError(f"{msg} {opened.name} runs no later block.")
+    return NotedBlock(network, last if layer is None else layer)
+
+
 def _last_used(opened: Opened, network: SlideEncoder) -> int:
-    """The last block whose output reaches what the model says."""
+    """The last block whose output reaches what the model says; later ones are not run."""
     used = opened.network.layers if isinstance(opened, OpenSlideModel) else opened.config.layers
-    return max([*used, 1]) if used else network.depth
+    return max(used) if used else network.depth
 
 
 def _refuse_without_difference(name: str, slide_id: str, scores: list[TileScore]) -> None:
     main = [score for score in scores if not score.is_of_head]
     if not main:
-        msg = "has a pooling that gives no weights of tiles, and no slide encoder."
-        raise EncoderError(name, f"{msg} Fine-tune one that pools by ABMIL or CLAM.")
+        msg = "gives no weights of tiles: it has no pooling by attention, and runs no block of a"
+        raise EncoderError(name, f"{msg} slide encoder. Fine-tune one that pools by ABMIL or CLAM.")
     if all(score.is_flat for score in main):
         n_tiles = len(main[0].weight_L)
         msg = f"gives the {n_tiles} tiles of slide {slide_id!r} the same attention, but for"
