@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from slide_models import MADE_FOR, PLANTED, WIDTH, save_encoder, save_model, save_planted
 from slide_models import slides_and_bags as make
-from small_catalogue import write_slide
+from small_catalogue import write_labels, write_slide
 
 from anlage.bags.store import Bag, bag_place, read_bag, write_bag
 from anlage.encoders.slide_model_folder import OpenSlideModel
@@ -159,6 +159,19 @@ def test_only_the_slide_that_the_bag_was_made_from(tmp_path) -> None:
     index_slides([other], other / "others.parquet")
     with pytest.raises(CatalogueError, match="no slide 'a'"):
         open_slide_of(Catalogue.open(other / "others.parquet"), bag)
+
+
+@pytest.mark.parametrize("mpp", [0.5, 0.98, 2.0])
+def test_a_slide_whose_mpp_was_corrected_since(tmp_path, mpp) -> None:
+    """The fingerprint is of the file, and does not change with the catalogue's mpp."""
+    _, bags = make(tmp_path)
+    bag = read_one_bag(bags, "a").bag
+    labels = write_labels(tmp_path / "labels.csv", [{"slide_id": "a", "mpp": mpp}])
+    index_slides([tmp_path], tmp_path / "slides.parquet", labels=labels)
+    corrected = Catalogue.open(tmp_path / "slides.parquet")
+    assert corrected.row("a").fingerprint == bag.attributes.slide_fingerprint
+    with pytest.raises(SlideError, match=rf"mpp 1\.0 when .* embedded, and has {mpp} now"):
+        open_slide_of(corrected, bag)
 
 
 def test_what_is_no_model(tmp_path) -> None:

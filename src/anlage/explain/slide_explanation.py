@@ -37,6 +37,7 @@ from anlage.slides.colour import Colour
 from anlage.slides.reader import SlideReader
 
 FORMAT = "slide_explanation/1"
+SAME_MPP = 1e-9  # relative; a fingerprint is of the file, whatever mpp the catalogue gives it
 Opened = OpenSlideModel | OpenSlideEncoder
 
 
@@ -163,11 +164,12 @@ def read_one_bag(bags: str | Path, slide_id: str) -> ChosenBag:
 
 
 def open_slide_of(catalogue: Catalogue, bag: LoadedBag) -> SlideReader:
-    """Open the slide that a bag was made from.
+    """Open the slide that a bag was made from, at the resolution that it had then.
 
     Raises:
         CatalogueError: If it is not in the catalogue.
-        SlideError: If it cannot be opened, or is not the one that the bag was made from.
+        SlideError: If it cannot be opened, is not the one that the bag was made from, or has
+            another mpp by now.
     """
     found, made_from = catalogue.row(bag.slide_id), bag.attributes.slide_fingerprint
     if found.fingerprint != made_from:
@@ -176,6 +178,9 @@ def open_slide_of(catalogue: Catalogue, bag: LoadedBag) -> SlideReader:
             f"{found.fingerprint[:16]}, the bag's {made_from[:16]}. Embed it again."
         )
         raise SlideError(catalogue.location(bag.slide_id), msg)
+    if abs(found.mpp - bag.slide_mpp) > SAME_MPP * found.mpp:
+        msg = f"had mpp {bag.slide_mpp} when it was embedded, and has {found.mpp} now. Embed it"
+        raise SlideError(catalogue.location(bag.slide_id), f"{msg} again.")
     return catalogue.open_slide(bag.slide_id)
 
 
