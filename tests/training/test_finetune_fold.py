@@ -218,6 +218,26 @@ def test_a_loss_that_explodes_names_the_slides(slides, tmp_path) -> None:
         train_fold(config, material_of(slides, config), SPLIT, tmp_path / "fold-0")
 
 
+@pytest.mark.parametrize(("keep", "side"), [("best", "validation"), ("last", "tested")])
+def test_a_model_that_explodes_at_an_epochs_end_is_told(keep, side, slides, tmp_path) -> None:
+    """One step: the loss is finite before it, and the outputs are not after it."""
+    how = ("optimizer.warmup_epochs=0", "batch_size=24", "epochs=1", f"choice.keep={keep}")
+    config = config_of("task={kind: regression, target: tmb}", "optimizer.peak_lr=1e37", *how)
+    split = SPLIT if keep == "best" else Split(name="0", train=TRAIN, test=TEST)
+    told = rf"fold 0, after step 0: outputs of {side} slides are not finite"
+    with pytest.raises(TrainingError, match=told):
+        train_fold(config, material_of(slides, config), split, tmp_path / "fold-0")
+
+
+def test_a_look_without_a_value_is_not_waited_for(slides, tmp_path, monkeypatch) -> None:
+    values = [float("nan"), 0.4, float("nan"), float("nan"), float("nan"), 0.6, 0.5, 0.5]
+    told = iter(values)
+    monkeypatch.setattr(finetune_fold, "first_score", lambda *_: ("auroc", next(told), 1))
+    config = config_of("task.positive=mutated", "choice={by: score, patience: 2}")
+    end = train_fold(config, material_of(slides, config), SPLIT, tmp_path / "fold-0")
+    assert (end.steps, end.kept_step, end.ended_early) == (32, 24, True)
+
+
 @pytest.mark.parametrize(
     "model",
     [

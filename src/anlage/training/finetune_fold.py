@@ -24,6 +24,7 @@ from anlage.encoders.slide_model_folder import (
     load_slide_model,
     save_slide_model,
 )
+from anlage.errors import TrainingError
 from anlage.files import write_json_whole
 from anlage.probes.splits.split import Split
 from anlage.progress import meter
@@ -102,7 +103,7 @@ def train_fold(
         CatalogueError: If the training side does not allow the task's loss.
         CheckpointError: If a checkpoint is damaged or of another model.
         RecipeError: If the parts of the model do not fit each other.
-        TrainingError: If a loss is not finite.
+        TrainingError: If a loss or an output is not finite.
     """
     folder = Path(folder)
     done = finished_fold(folder)
@@ -244,15 +245,23 @@ class _Fold:
         if not len(rows):
             return {}
         logits_NC = self._logits()
+        self._refuse_not_finite(logits_NC, "validation")
         loss = float(self.objective.of_step(logits_NC, self.material.target_of(rows)))
         score_NP = self.objective.reads.scores(logits_NC).numpy()
         name, score, sign = first_score(self.material.targets, rows, score_NP)
         if choice.keep == "best":
             value = -loss if choice.by == "loss" else sign * score
-            state.standing = state.standing.after(state.step, value)
+            if not math.isnan(value):  # a look that says nothing is not waited for
+                state.standing = state.standing.after(state.step, value)
             if state.standing.step == state.step:
                 self._save_model()
         return {"val_loss": loss, f"val_{name}": score}
+
+    def _refuse_not_finite(self, value: torch.Tensor, side: str) -> None:
+        if not bool(torch.isfinite(value).all()):
+            where = f"{self.told}, after step {self.state.step - 1}"
+            message = f"outputs of {side} slides are not finite. Lower the learning rate, or set "
+            raise TrainingError(where, f"{message}precision=fp32, in a new run folder.")
 
     @torch.no_grad()
     def _logits(self) -> torch.Tensor:
@@ -285,7 +294,10 @@ class _Fold:
 
     def _finish(self) -> FoldEnd:
         standing = self.state.standing
-        if self.config.choice.keep == "last" or standing.step is None:
+        choice = self.config.choice
+        if choice.keep == "best" and standing.step is None and len(self.split.validation):
+            LOGGER.warning("%s: no epoch has a %s: the last is kept", self.told, choice.by)
+        if choice.keep == "last" or standing.step is None:
             self._save_model()
         model = load_slide_model(
             self.folder / MODEL,
@@ -312,12 +324,14 @@ class _Fold:
             model.predict(batch.features_TD, batch.cell_T2, batch.lengths).score_BP
             for batch in self.material.whole_bags(rows, size=self.config.part_size)
         ]
+        score_NP = torch.cat(scores)
+        self._refuse_not_finite(score_NP, "tested")
         return FoldPredictions(
             fold=self.split.name,
             targets=self.material.targets,
             rows=rows,
             side_N=np.repeat(list(sides), [len(of_side) for of_side in sides.values()]),
-            score_NP=torch.cat(scores).numpy(),
+            score_NP=score_NP.numpy(),
             score_names=model.config.task.score_names,
             edges=model.config.task.edges,
         )
