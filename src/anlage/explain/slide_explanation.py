@@ -235,8 +235,9 @@ def _noted_block(opened: Opened, layer: int | None) -> NotedBlock | None:
         )
         raise ValueError(msg)
     if layer is not None and layer > last:
-        msg = f"explain-slide: needs a layer from 1 to {last}; got {layer}."
-        raise ValueError(f"{msg} {opened.name} runs no later block.")
+        rule = f"explain-slide: needs a layer from 1 to {last}; got {layer}."
+        msg = f"{rule} {opened.name} runs no later block."
+        raise ValueError(msg)
     return NotedBlock(network, last if layer is None else layer)
 
 
