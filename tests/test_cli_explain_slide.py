@@ -69,6 +69,8 @@ def test_the_planted_tile_is_on_top_in_every_file(planted) -> None:
     top_tile = sheet[66 : 66 + 192, 8:200][::6, ::6]  # below its caption, six times as large
     np.testing.assert_array_equal(top_tile, pixels)
 
+    for path in out.iterdir():
+        assert str(model.parent).encode() not in path.read_bytes(), path.name
     page = (out / "explain.html").read_text()
     assert "probability yes" in page
     assert page.count("<figure>") == 6  # tiles

@@ -23,7 +23,7 @@ def explanation():
         encoder="tiny",
         prediction=(("probability_<u>luad", 0.123456),),
         notes=("A note & more.",),
-        facts={"format": "slide_explanation/1"},
+        facts={"format": "slide_explanation/1", "model_fingerprint": "0123456789abcdef" * 4},
     )
 
 
@@ -58,3 +58,27 @@ def test_parts_that_were_not_made_are_left_out(explanation, tmp_path) -> None:
     for part in ('id="heads"', 'class="figures"', 'class="verdicts"', "show-scores", "Most weight"):
         assert part not in page
     assert 'id="score-attention"' in page
+
+
+@pytest.mark.parametrize(
+    ("model", "shown"),
+    [
+        ("/home/dr who/runs/fold-0/model", "model"),
+        ("/home/dr who/runs/model/", "model"),
+        ("runs/of dr who/model", "model"),
+        (r"C:\dr who\model", "model"),
+        ("/home/dr who/lr=1/model", "lr=model"),
+        ("prov-gigapath-slide", "prov-gigapath-slide"),
+        ("prov-gigapath-slide=/home/dr who/slide.pth", "prov-gigapath-slide=slide.pth"),
+    ],
+)
+def test_a_page_travels_without_folders_of_this_machine(
+    explanation, tmp_path, model, shown
+) -> None:
+    moved = replace(
+        explanation, model=model, tiles=replace(explanation.tiles, slide_id="s"), prediction=()
+    )
+    page = written_page(moved, tmp_path, None, 0)
+    assert f">{shown} (0123456789ab) on slide s: 12 tiles" in page
+    for path in tmp_path.iterdir():
+        assert b"dr who" not in path.read_bytes(), path.name

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 
 import cv2
 import numpy as np
@@ -109,6 +109,7 @@ def write_slide_explain_page(
     _, under = reduced(tiles, tiles.scores[0], written.picture, longest_px=MAP_PX)
     text = environment.get_template(TEMPLATE).render(
         explanation=explanation,
+        model=_model(explanation),
         tiles=tiles,
         picture="" if under is None else jpeg_uri(under),
         bar=_bar(),
@@ -121,6 +122,13 @@ def write_slide_explain_page(
     )
     write_text_whole(page, text)
     return page
+
+
+def _model(explanation: SlideExplanation) -> str:
+    """The model's own name, without the folders it lies in, since a page travels; and its hash."""
+    preset, equals, place = explanation.model.rpartition("=")
+    preset, name = (PureWindowsPath(text).name for text in (preset, place))  # knows both slashes
+    return f"{preset}{equals}{name} ({explanation.facts['model_fingerprint'][:12]})"
 
 
 def _sections(tiles: ScoredTiles, written: WrittenSlide) -> Iterator[ScoreSection]:
