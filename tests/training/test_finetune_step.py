@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+import weakref
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import pytest
 import torch
@@ -44,7 +46,7 @@ def bags(targets: Sequence[Sequence[float]], *, seed: int = 0) -> list[tuple[tor
     found = []
     for number, target in enumerate(targets):
         n_tiles = 3 + number % 4
-        features = torch.randn(n_tiles, 6, generator=generator)
+        features = torch.randn(n_tiles, 6, generator=generator).half().float()  # as bags are stored
         cells = torch.stack([torch.arange(n_tiles), torch.zeros(n_tiles)], dim=1).long()
         found.append((features, cells, torch.tensor([target], dtype=torch.float64)))
     return found
@@ -69,13 +71,15 @@ def parts_of(found: Sequence[tuple[torch.Tensor, ...]], size: int) -> list[Part]
 
 def settings(reads: SlideTask, **changes: object) -> StepSettings:
     objective = TaskObjective(reads=reads)
-    return StepSettings(objective=objective, seed_of=lambda part: part, told="step 0", **changes)
+    common = {"sizes": (), "seed_of": lambda part: part, "told": "step 0"}
+    return StepSettings(objective=objective, **{**common, **changes})
 
 
 def stepped(network: SlideModel, parts: list[Part], how: StepSettings) -> dict[str, float]:
     optimizer = build_finetune_optimizer(network, FinetuneRates(peak_lr=1e-3))
     set_finetune_rate(optimizer, 1e-3)
-    return take_step(network, optimizer, parts, how)
+    sizes = tuple(len(part.batch.lengths) for part in parts)
+    return take_step(network, optimizer, parts, replace(how, sizes=sizes))
 
 
 def gradients(network: SlideModel) -> dict[str, torch.Tensor]:
@@ -119,6 +123,24 @@ def test_two_passes_of_cox_drop_the_same_values() -> None:
         torch.testing.assert_close(gradient, expected[name], rtol=1e-4, atol=1e-6, msg=name)
 
 
+@pytest.mark.parametrize("reads", [CLASSES, COX], ids=["classes", "cox"])
+def test_a_step_holds_one_part_at_a_time(reads: SlideTask) -> None:
+    """Each part is dropped, with all that came of it, before the next one is asked for."""
+    targets = [[number % 3, 1] if reads is COX else [number % 3] for number in range(8)]
+    parts, alive = parts_of(bags(targets), 2), []
+
+    def one_by_one() -> Iterator[Part]:
+        while parts:
+            assert [features() for features in alive] == [None] * len(alive)
+            alive.append(weakref.ref(parts[0].batch.features_TD))
+            yield parts.pop(0)
+
+    network = model(TaskObjective(reads=reads).n_outputs, dropout=0.2).train()
+    optimizer = build_finetune_optimizer(network, FinetuneRates(peak_lr=1e-3))
+    take_step(network, optimizer, one_by_one(), settings(reads, sizes=(2, 2, 2, 2)))
+    assert len(alive) == 4
+
+
 def test_recompute_changes_nothing() -> None:
     targets = [[number % 3] for number in range(4)]
     plain, spared = model(3, dropout=0.3).train(), model(3, dropout=0.3).train()
@@ -138,6 +160,16 @@ def test_a_nan_stops_before_the_weights_change() -> None:
         stepped(network, parts_of(found, 1), settings(CLASSES))
     for name, value in network.state_dict().items():
         torch.testing.assert_close(value, before[name], rtol=0, atol=0)
+
+
+def test_tiles_that_overflow_stop_too() -> None:
+    reads = SlideTask(kind="multi_class", target=("label",), classes=("a", "b"))
+    network = model(2, pooling="clam_sb")
+    for name, parameter in network.named_parameters():
+        if "instance" in name:
+            parameter.data.fill_(float("inf"))
+    with pytest.raises(TrainingError, match="step 0: the loss is not finite.*slide 1"):
+        stepped(network, parts_of(bags([[0], [1]]), 2), settings(reads, instance_weight=0.5))
 
 
 def test_a_gradient_that_overflows_stops_too() -> None:

@@ -8,10 +8,11 @@ from __future__ import annotations
 import json
 import logging
 import math
-from collections.abc import Generator
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
+from itertools import tee
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +30,7 @@ from anlage.files import write_json_whole
 from anlage.probes.splits.split import Split
 from anlage.progress import meter
 from anlage.training.finetune_config import FinetuneConfig
-from anlage.training.finetune_material import Material, chunks
+from anlage.training.finetune_material import Draw, Material, chunks
 from anlage.training.finetune_network import fold_objective, fresh_model, set_training_mode
 from anlage.training.finetune_optimizer import (
     build_finetune_optimizer,
@@ -149,6 +150,9 @@ class _Fold:
         network = fresh.network.to(material.device)
         self.state = FoldState(network, build_finetune_optimizer(network, config.optimizer))
         self.dtype = autocast_dtype(config.precision, material.device)
+        self.tiles = TileChoice(
+            seed=config.seed, max_tiles=config.tiles.most, is_shuffled=config.tiles.shuffle
+        )
         self.n_slides = len(split.train)
         self.steps = math.ceil(config.epochs * self.n_slides / config.batch_size)
 
@@ -162,14 +166,15 @@ class _Fold:
         if state.restore(self.folder):
             LOGGER.info("%s: goes on after step %d of %d", self.told, state.step, self.steps)
         is_over = self._is_over()
-        parts, title = self._parts(), f"fold {self.split.name}"
+        draws, read_ahead = tee(self._draws())
+        parts, title = self._parts(read_ahead), f"fold {self.split.name}"
         with (
             closing(parts),
             MetricsLog(self.folder, first_step=state.step) as log,
             meter(title, total=self.steps, unit="steps", done=state.step) as shown,
         ):
             while not is_over:
-                row = self._step([next(parts) for _ in range(self.config.accumulate)])
+                row = self._step(next(draws), parts)
                 is_epoch = self._ends_an_epoch()
                 row |= self._look() if is_epoch else {}
                 log.write(state.step - 1, row)
@@ -195,22 +200,22 @@ class _Fold:
     def _seed_of_part(self, step: int, part: int) -> int:
         return self._seed(step * self.config.accumulate + part)
 
-    def _parts(self) -> Generator[BagBatch]:
+    def _draws(self) -> Iterator[list[Draw]]:
+        """The bags of each step that is left."""
         config = self.config
-        draws = step_draws(
+        return step_draws(
             [self.material.targets.slide_ids[row] for row in self.split.train],
             seed=config.seed,
             batch_size=config.batch_size,
             first_step=self.state.step,
             last_step=self.steps,
         )
-        tiles = TileChoice(
-            seed=config.seed, max_tiles=config.tiles.most, is_shuffled=config.tiles.shuffle
-        )
-        parts = (part for step in draws for part in chunks(step, config.part_size))
-        return self.material.batches(parts, choice=tiles)
 
-    def _step(self, batches: list[BagBatch]) -> dict[str, float]:
+    def _parts(self, draws: Iterator[list[Draw]]) -> Generator[BagBatch]:
+        parts = (part for step in draws for part in chunks(step, self.config.part_size))
+        return self.material.batches(parts, choice=self.tiles)
+
+    def _step(self, draws: Sequence[Draw], parts: Iterator[BagBatch]) -> dict[str, float]:
         config, state = self.config, self.state
         epoch = state.step * config.batch_size / self.n_slides
         rates = config.optimizer
@@ -220,9 +225,10 @@ class _Fold:
         row = take_step(
             state.network,
             state.optimizer,
-            [Part(batch, self.material.target(batch)) for batch in batches],
+            map(self._part, parts),
             StepSettings(
                 objective=self.objective,
+                sizes=tuple(len(part) for part in chunks(draws, config.part_size)),
                 dtype=self.dtype,
                 instance_weight=config.model.instance_weight,
                 recompute=config.recompute,
@@ -232,7 +238,12 @@ class _Fold:
             ),
         )
         state.step += 1
-        return row | {"lr": lr, "tiles": sum(sum(batch.lengths) for batch in batches)}
+        facts = self.material.bags.facts
+        n_tiles = sum(self.tiles.n_taken(facts[slide_id].n_tiles) for _, slide_id in draws)
+        return row | {"lr": lr, "tiles": n_tiles}
+
+    def _part(self, batch: BagBatch) -> Part:
+        return Part(batch, self.material.target(batch))
 
     def _ends_an_epoch(self) -> bool:
         bags = self.state.step * self.config.batch_size

@@ -66,8 +66,7 @@ class Material:
             choice=choice,
         )
         try:
-            for batch in read:
-                yield self._moved(batch)
+            yield from map(self._moved, read)
         finally:
             read.close()
 
