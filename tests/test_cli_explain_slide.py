@@ -10,10 +10,12 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import tifffile
+from markupsafe import escape
 from PIL import Image
 from slide_models import PLANTED, save_encoder, save_planted, slides_and_bags
 from typer.testing import CliRunner
 
+from anlage.bags.store import Bag, bag_place, read_bag, write_bag
 from anlage.cli import app
 from anlage.explain.slide_heat import colours_of
 from anlage.slides.levels import read_tile
@@ -112,6 +114,19 @@ def test_wrong_usage_is_two_and_says_what_is_right(planted, options, says) -> No
     command = ["explain-slide", "a", "--model", model, "--bags", bags, "-o", out, *options]
     assert says in " ".join(said(*command, code=2).split())
     assert not out.exists()
+
+
+def test_a_name_of_odd_characters_names_its_files(planted) -> None:
+    _, bags, model, out = planted
+    odd = "a b#1%20?é'\"<i>&"
+    bag = read_bag(bag_place(bags, "a"))
+    write_bag(bag_place(bags, odd), Bag(odd, bag.features, bag.coords, bag.attributes))
+    said("explain-slide", odd, "--model", model, "--bags", bags, "-o", out)
+    assert len(json.loads((out / f"{odd}.geojson").read_text())["features"]) == 48
+    page = (out / "explain.html").read_text()
+    assert f"<code>{escape(odd)}.geojson</code>" in page
+    told = said("explain-slide", "a", "--model", model, "--bags", bags, "-o", out, code=1)
+    assert f"holds files of slide {odd!r}" in told
 
 
 def test_a_slide_without_a_bag_leaves_nothing(planted) -> None:

@@ -1,12 +1,15 @@
 """All files of a slide: their names, the table as it was, every head beside the others."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pyarrow.parquet as pq
+import pytest
 from scored_tiles import scored
 from synthetic_slides import ArraySlide, tissue_like
 
+from anlage.errors import AnlageError
 from anlage.explain.pictures import CAPTION_PX, GAP_PX, LINE_PX
 from anlage.explain.slide_explanation import SlideExplanation
 from anlage.explain.slide_files import heads_sheet, told_of, write_slide_files
@@ -49,6 +52,46 @@ def test_no_contact_sheet_is_made_where_none_is_asked_for(tmp_path) -> None:
     assert not written.shown
     assert not list(tmp_path.glob("tiles_*"))
     assert written.picture.shape == (160, 320, 3)
+
+
+def test_files_of_an_earlier_run_that_this_one_does_not_write_go(tmp_path) -> None:
+    write_slide_files(make(heads=[np.zeros(6)]), tmp_path, slide=None, n_shown=0)
+    (tmp_path / "heads of mine.png").write_bytes(b"mine")
+    (tmp_path / "explain.html").write_text("the page")
+    written = write_slide_files(make(), tmp_path, slide=None, n_shown=0)
+    assert "heads.png" not in written.files
+    left = sorted(path.name for path in tmp_path.iterdir())
+    assert left == sorted([*written.files, "explain.html", "heads of mine.png"])
+    assert json.loads((tmp_path / "explain.json").read_text())["files"] == list(written.files)
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        '{"format": "slide_explanation/1", "slide_id": "s", "files": ["../mine", "kept/x", 1, ""]}',
+        '{"format": "explanation/1", "slide_id": "s", "files": ["mine"]}',
+        '{"format": "slide_explanation/1", "slide_id": "s"}',
+        *("[]", "not json"),
+    ],
+)
+def test_only_files_that_an_earlier_run_names_go(tmp_path, told) -> None:
+    folder = tmp_path / "out"
+    (folder / "kept").mkdir(parents=True)
+    mine = [folder / "kept" / "x", folder / "mine", tmp_path / "mine"]
+    for path in mine:
+        path.write_text("mine")
+    (folder / "explain.json").write_text(told)
+    write_slide_files(make(), folder, slide=None, n_shown=0)
+    assert all(path.read_text() == "mine" for path in mine)
+
+
+def test_a_folder_of_another_slide_is_refused(tmp_path) -> None:
+    write_slide_files(make(), tmp_path, slide=None, n_shown=0)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    other = replace(make(), tiles=replace(make().tiles, slide_id="t"), facts={"slide_id": "t"})
+    with pytest.raises(AnlageError, match="holds files of slide 's'.*another folder for 't'"):
+        write_slide_files(other, tmp_path, slide=None, n_shown=0)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
 def test_every_head_stands_in_its_place() -> None:

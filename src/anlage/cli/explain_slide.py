@@ -70,11 +70,13 @@ def _explain(
         read_one_bag,
     )
     from anlage.explain.slide_files import write_slide_files
+    from anlage.explain.slide_folder import earlier_files
     from anlage.report.slide_explain_page import write_slide_explain_page
     from anlage.slides.catalogue import Catalogue
 
     catalogue = None if slides is None else Catalogue.open(slides)
     chosen = read_one_bag(bags, slide_id)
+    earlier_files(output, slide_id)  # refuses a folder of another slide before the model runs
     with nullcontext() if catalogue is None else open_slide_of(catalogue, chosen.bag) as slide:
         opened = open_explained(model, device=device)
         try:

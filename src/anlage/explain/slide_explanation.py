@@ -27,6 +27,7 @@ from anlage.explain.slide_attention import (
     pooling_scores,
     slide_token_scores,
 )
+from anlage.explain.slide_folder import FORMAT
 from anlage.explain.slide_scores import ScoredTiles, TileScore
 from anlage.folder_replacement import whole_folder
 from anlage.geometry import Size
@@ -36,7 +37,6 @@ from anlage.slides.catalogue import Catalogue
 from anlage.slides.colour import Colour
 from anlage.slides.reader import SlideReader
 
-FORMAT = "slide_explanation/1"
 SAME_MPP = 1e-9  # relative; a fingerprint is of the file, whatever mpp the catalogue gives it
 Opened = OpenSlideModel | OpenSlideEncoder
 

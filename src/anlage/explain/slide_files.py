@@ -12,6 +12,7 @@ from PIL import Image
 
 from anlage.explain.pictures import sheet
 from anlage.explain.slide_explanation import SlideExplanation
+from anlage.explain.slide_folder import RECORD, earlier_files
 from anlage.explain.slide_geojson import write_geojson
 from anlage.explain.slide_heat import Pixels
 from anlage.explain.slide_overlay import read_backdrop, reduced, write_png, write_tiff
@@ -49,7 +50,8 @@ def write_slide_files(
 
     Args:
         explanation: The scores.
-        folder: Where to; made if it is not there. Files of the same names are replaced.
+        folder: Where to; made if it is not there. What an earlier run on this slide wrote there,
+            as its ``explain.json`` names it, is replaced, or removed if it is not written now.
         slide: The slide, for its pixels; None for overlays on white and no contact sheet.
         n_shown: Most top and most bottom tiles of a contact sheet; 0 for none.
 
@@ -57,10 +59,12 @@ def write_slide_files(
         What was written.
 
     Raises:
+        AnlageError: If the folder holds files of another slide.
         SlideError: If the slide cannot be read.
         OSError: If the disk is full or refuses.
     """
     tiles = explanation.tiles
+    earlier = earlier_files(folder, tiles.slide_id)
     picture = None if slide is None else read_backdrop(slide, tiles)
     files = {"tiles.parquet": "every tile with its place and raw scores"}
     write_table(folder / "tiles.parquet", tiles, explanation.facts)
@@ -81,9 +85,12 @@ def write_slide_files(
     if tiles.heads:
         _save(folder / "heads.png", heads_sheet(tiles, picture))
         files["heads.png"] = "every head beside the others"
-    facts = explanation.facts | {"scores": _scores(tiles), "overlays": overlays}
-    write_json_whole(folder / "explain.json", facts)
-    files["explain.json"] = "what all of this was made from, and the scale of each overlay"
+    files[RECORD] = "what all of this was made from, and the scale of each overlay"
+    for path in earlier:
+        if path.name not in files:
+            path.unlink()
+    told = {"scores": _scores(tiles), "overlays": overlays, "files": list(files)}
+    write_json_whole(folder / RECORD, explanation.facts | told)
     downsample = min(overlay["downsample"] for overlay in overlays.values())
     return WrittenSlide(files=files, picture=picture, downsample=downsample, shown=shown)
 
