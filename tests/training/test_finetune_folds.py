@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from pathlib import Path
 
@@ -194,6 +195,47 @@ def test_no_event_to_choose_by_is_refused(tmp_path) -> None:
     targets, labels = slides(tmp_path, kind="survival_cox", target=target, column=side)
     with pytest.raises(CatalogueError, match="validation slides are censored"):
         folds_of(config_of("folds={kind: column, column: side}"), targets, labels)
+
+
+SIDES = ["train"] * 60 + ["val"] * 10 + ["test"] * 10
+LAST_EVENT = [[1.0 + number, number < 60 or number == 69] for number in range(80)]
+ONE_VALUE = [[number % 3 if number < 60 else 2] for number in range(80)]
+ONE_SIDE = [[number % 3 == 0, 0.0] if number < 60 else [1, 1] for number in range(80)]
+
+
+@pytest.mark.parametrize(
+    ("kind", "target", "by"),
+    [
+        ("survival_cox", LAST_EVENT, "score"),
+        ("survival_cox", LAST_EVENT, "loss"),
+        ("survival_discrete", LAST_EVENT, "score"),
+        ("ordinal", ONE_VALUE, "score"),
+        ("regression", ONE_VALUE, "score"),
+        ("multi_label", ONE_SIDE, "score"),
+    ],
+)
+def test_a_side_that_chooses_without_a_value_is_refused(kind, target, by, tmp_path) -> None:
+    """Each epoch's look would have no value, and the first would stay the best."""
+    given = np.array(target, dtype=np.float64)
+    targets, labels = slides(tmp_path, kind=kind, target=given, column=SIDES)
+    how = ("folds={kind: column, column: side}", f"choice.by={by}")
+    with pytest.raises(CatalogueError, match=r"fold test: .* has no value on its 10 validation"):
+        folds_of(config_of(*how), targets, labels)
+    if kind != "survival_cox":
+        assert folds_of(config_of(how[0], "choice.by=loss"), targets, labels)
+
+
+def test_the_advised_remedies_work(tmp_path) -> None:
+    target = np.array([[1.0 + number, number < 40] for number in range(80)])
+    targets, labels = slides(tmp_path, kind="survival_cox", target=target, column=SIDES)
+    how = "folds={kind: column, column: side}"
+    with pytest.raises(CatalogueError, match="censored") as refused:
+        folds_of(config_of(how), targets, labels)
+    (remedy,) = re.findall(r"choice=\{.*?\}", str(refused.value))
+    for recipe in ("abmil", "uni-abmil"):
+        changes = [how, remedy, "task={kind: survival_cox, target: null, time: t, event: e}"]
+        config = load_recipe(recipe, FinetuneConfig, overrides=[*changes, "batch_size=8"])
+        assert folds_of(config, targets, labels)
 
 
 def test_fewer_patients_than_folds_are_refused(tmp_path) -> None:

@@ -27,11 +27,13 @@ from anlage.probes.splits.tables import (
     splits_to_table,
 )
 from anlage.training.finetune_config import FinetuneConfig
+from anlage.training.finetune_scores import first_score, perfect_scores
 from anlage.training.finetune_targets import Targets
 from anlage.training.finetune_task_config import SURVIVAL
 
 LOGGER = logging.getLogger(__name__)
 RARE = "rare"
+NO_CHOICE = "choice={keep: last, patience: null}"
 BY_PATIENT = frozenset({"patient_id", "case_id", "case", "patient", "group"})
 
 
@@ -203,11 +205,28 @@ def _refuse_no_choice(
     if not config.choice.needs_validation:
         return
     kind, target_VK = targets.task.kind, targets.target_NK[split.validation]
+    by_score = config.choice.by == "score"
     if kind in SURVIVAL and not target_VK[:, 1].any():
         msg = f"fold {split.name}: all {len(target_VK)} validation slides are censored"
-        raise CatalogueError(labels.path, f"{msg}. Set folds.inner higher, or choice.keep=last.")
+        raise CatalogueError(labels.path, f"{msg}. Set folds.inner higher, or {NO_CHOICE}.")
     seen = np.unique(target_VK[:, 0])
-    if kind in {"binary", "multi_class"} and config.choice.by == "score" and len(seen) < 2:
+    if kind in {"binary", "multi_class"} and by_score and len(seen) < 2:
         only = targets.classes[int(seen[0])]
         msg = f"fold {split.name}: its validation side has one class only, {only!r}, and no score"
         raise CatalogueError(labels.path, f"{msg}. Set choice.by=loss, or folds.inner higher.")
+    if by_score or kind == "survival_cox":  # whose loss compares the same pairs
+        _refuse_no_score(split, targets, labels)
+
+
+def _refuse_no_score(split: Split, targets: Targets, labels: SlideLabels) -> None:
+    """Refuse a validation side on which not even a perfect model has a score."""
+    perfect_VP = perfect_scores(targets, split.validation)
+    name, value, _ = first_score(targets, split.validation, perfect_VP)
+    if np.isfinite(value):
+        return
+    told = (
+        f"fold {split.name}: {name} has no value on its {len(split.validation)} validation slides: "
+        "a class is missing, nothing varies, or no event has a later slide to compare with"
+    )
+    remedy = NO_CHOICE if targets.task.kind == "survival_cox" else "choice.by=loss"
+    raise CatalogueError(labels.path, f"{told}. Set folds.inner higher, or {remedy}.")

@@ -20,7 +20,7 @@ from anlage.probes.metrics.correlation import MEAN_ABSOLUTE_ERROR, R2, SPEARMAN
 from anlage.probes.metrics.metric import Columns, Metric
 from anlage.probes.metrics.ranking import AUPRC, AUPRC_MACRO, AUROC, AUROC_OVR
 from anlage.training.finetune_targets import Targets
-from anlage.training.finetune_task_config import Kind
+from anlage.training.finetune_task_config import SURVIVAL, Kind
 
 LOGGER = logging.getLogger(__name__)
 Floats = NDArray[np.float64]
@@ -133,6 +133,19 @@ def first_score(
         LOGGER.info("no %s: %s", found.name, error)
         value = float("nan")
     return found.metric.name, value, found.sign
+
+
+def perfect_scores(targets: Targets, rows: NDArray[np.int64]) -> Floats:
+    """(N, P) scores right of every slide; a metric without a value here has none at all."""
+    target_NK, kind = targets.target_NK[rows], targets.task.kind
+    if kind in SURVIVAL:
+        return -target_NK[:, :1]
+    if kind == "multi_label":
+        return np.nan_to_num(target_NK)
+    if kind in {"multi_class", "ordinal"}:
+        n_classes = max(len(targets.classes), int(targets.target_NK.max()) + 1)
+        return np.eye(n_classes)[target_NK[:, 0].astype(int)]
+    return target_NK
 
 
 def predicted_code(kind: Kind, score_NP: Floats) -> NDArray[np.int64]:
