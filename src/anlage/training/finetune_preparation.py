@@ -10,19 +10,22 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from anlage.bags.loader import BagCache, BagSet
 from anlage.bags.slide_labels import SlideLabels
 from anlage.bags.store import list_bags
 from anlage.encoders.open_slide_encoder import open_slide_encoder
+from anlage.encoders.precision import resolved_precision
 from anlage.encoders.slide_encoder import OpenSlideEncoder
 from anlage.encoders.tile_encoder import torch_device
+from anlage.errors import RecipeError
 from anlage.probes.splits.split import Split
 from anlage.slides.storage.location import is_remote
 from anlage.training.finetune_config import FinetuneConfig
 from anlage.training.finetune_floors import mean_tiles
-from anlage.training.finetune_folds import folds_of, table_of_folds
+from anlage.training.finetune_folds import folds_of, rows_on_sides, table_of_folds
 from anlage.training.finetune_material import Material
 from anlage.training.finetune_network import grid_um_of, refuse_unfit_model
 from anlage.training.finetune_result import LeftOut
@@ -30,6 +33,8 @@ from anlage.training.finetune_targets import Targets, targets_of
 
 LOGGER = logging.getLogger(__name__)
 MAX_TILES = 1_000_000
+ON_NO_SIDE = "on no side of the splits"
+PRECISION = "precision"
 UNLABELLED = "with a bag and without a row in the labels"
 
 
@@ -43,7 +48,7 @@ class Prepared:
         means: (D,) mean tile of each slide; empty where bags were not read.
         refused: Labelled slides without a usable bag.
         passed_over: How many slides the task does not take, by reason.
-        is_grouped: Whether the labels name patients at all.
+        n_without_patient: Slides of the folds whose patient the labels do not name.
         tile_provenance: Of the tile encoder, as the folder of bags tells it; empty if it does not.
         data: Fingerprints of bags, labels, splits and slide encoder.
     """
@@ -53,9 +58,19 @@ class Prepared:
     means: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
     refused: list[LeftOut]
     passed_over: dict[str, int]
-    is_grouped: bool
+    n_without_patient: int
     tile_provenance: Mapping[str, Any]
     data: dict[str, Any]
+
+    @property
+    def is_grouped(self) -> bool:
+        """Whether the labels name patients at all."""
+        return self.n_without_patient < len(self.rows)
+
+    @property
+    def rows(self) -> NDArray[np.int64]:
+        """Rows of ``material.targets`` that are on some side of some fold, sorted."""
+        return rows_on_sides(self.splits)
 
 
 def prepare(
@@ -86,9 +101,11 @@ def prepare(
         DeviceError: If there is no such device.
         EncoderError: If the slide encoder cannot be opened.
         LabelledDataError: If the table of splits cannot be used.
-        RecipeError: If the parts of the model do not fit each other.
+        RecipeError: If the parts of the model do not fit each other, or the device does not have
+            the precision.
     """
     torch_on = torch_device(device)
+    _refuse_precision(config, torch_on)
     labels = labels if isinstance(labels, SlideLabels) else SlideLabels.open(labels)
     for column in config.task.columns:
         labels.column(column)
@@ -118,11 +135,20 @@ def prepare(
         splits=folds,
         means=means,
         refused=_refused(found),
-        passed_over=_passed_over(targets, labels, list_bags(bags)),
-        is_grouped=any(labels.patient_of[slide_id] != slide_id for slide_id in targets.slide_ids),
+        passed_over=_passed_over(targets, folds, labels, list_bags(bags)),
+        n_without_patient=_n_without_patient(targets, folds, labels),
         tile_provenance=_tile_provenance(found),
         data=_fingerprints(material, labels, folds),
     )
+
+
+def _refuse_precision(config: FinetuneConfig, device: torch.device) -> None:
+    """Refuse to train in what the kept model could not predict in."""
+    try:
+        resolved_precision(config.precision, device)
+    except ValueError as error:
+        what = f"needs {config.precision} in hardware, which this {device.type} device lacks"
+        raise RecipeError(PRECISION, f"{what}. Set precision=auto or fp32.") from error
 
 
 def _bags(
@@ -145,8 +171,17 @@ def _bags(
     return found
 
 
-def _passed_over(targets: Targets, labels: SlideLabels, with_bag: Iterable[str]) -> dict[str, int]:
+def _n_without_patient(targets: Targets, folds: list[Split], labels: SlideLabels) -> int:
+    slide_ids = [targets.slide_ids[row] for row in rows_on_sides(folds)]
+    return sum(labels.patient_of[slide_id] == slide_id for slide_id in slide_ids)
+
+
+def _passed_over(
+    targets: Targets, folds: list[Split], labels: SlideLabels, with_bag: Iterable[str]
+) -> dict[str, int]:
     counts = {why: len(ids) for why, ids in targets.left_out.items()}
+    n_on_no_side = len(targets) - len(rows_on_sides(folds))
+    counts |= {ON_NO_SIDE: n_on_no_side} if n_on_no_side else {}
     n_unlabelled = len(set(with_bag) - set(labels.slide_ids))
     return counts | ({UNLABELLED: n_unlabelled} if n_unlabelled else {})
 
