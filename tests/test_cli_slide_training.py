@@ -52,11 +52,17 @@ def test_a_damaged_bag_is_named_and_left_out(pretrain: Anlage, bags: Path, tmp_p
     folder = tmp_path / "bags"
     shutil.copytree(bags, folder)
     (folder / "s3.h5").write_bytes(b"no bag")
+    torn = bytearray((folder / "s5.h5").read_bytes())
+    torn[-1] ^= 4  # which only reading tells
+    (folder / "s5.h5").write_bytes(torn)
     run = pretrain("--bags", folder, "--run", tmp_path / "run", "--set", "epochs=2")
     assert run.returncode == 3, run.stderr
     assert "refused: " in run.stdout
     assert "s3.h5" in run.stdout
-    assert "s3" not in json.loads((tmp_path / "run" / "run.json").read_text())["slides"]
+    assert run.stdout.count("s5.h5") == 1
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert record["left_out"] == ["s3", "s5"]
+    assert not {"s3", "s5"} & {*record["slides"], *record["held_out"]}
 
 
 def test_a_dry_run_says_what_it_takes_and_does_nothing(

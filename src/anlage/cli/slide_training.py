@@ -13,6 +13,7 @@ from anlage.cli.training import DryRun, Overrides, TrackerNames, pretrain
 
 if TYPE_CHECKING:
     from anlage.bags.loader import BagSet
+    from anlage.errors import BagError
     from anlage.slides.indexing.found_slide import Refused
     from anlage.training.run_saves import PretrainResult
     from anlage.training.slide_config import SlidePretrainConfig
@@ -99,8 +100,11 @@ def _pretrain(
             trackers=trackers,
             ranks=ranks,
         )
+        unread = _refused_of(result.left_out[len(opened.refused) :])
+        if ranks.is_main:
+            name_refused(unread)
         _say_result(result, is_main=ranks.is_main)
-        exit_by(refused)
+        exit_by([*refused, *unread])
 
 
 def _say_result(result: PretrainResult, *, is_main: bool) -> None:
@@ -118,8 +122,14 @@ def _refused(bags: BagSet) -> list[Refused]:
     """Bags that cannot be used, empty ones among them."""
     from anlage.slides.indexing.found_slide import Refused
 
-    faulty = [Refused(error.path, error.message) for error in bags.refused]
-    return faulty + [Refused(slide_id, "its bag holds no tile") for slide_id in bags.empty]
+    empty = [Refused(slide_id, "its bag holds no tile") for slide_id in bags.empty]
+    return [*_refused_of(bags.refused), *empty]
+
+
+def _refused_of(errors: Sequence[BagError]) -> list[Refused]:
+    from anlage.slides.indexing.found_slide import Refused
+
+    return [Refused(error.path, error.message) for error in errors]
 
 
 def _say_plan(

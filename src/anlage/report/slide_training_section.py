@@ -165,5 +165,8 @@ def _tile_encoder(parts: SlideParts) -> str:
 
 
 def _left_out(run: Mapping[str, Any]) -> str:
-    found = {"too small": run.get("n_too_small", 0), "refused or empty": run.get("n_refused", 0)}
+    found = {
+        "too small": run.get("n_too_small", 0),
+        "refused or empty": len(run.get("left_out", [])),
+    }
     return ", ".join(f"{n} {why}" for why, n in found.items() if n)

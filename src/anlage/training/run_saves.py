@@ -11,7 +11,7 @@ from pathlib import Path
 from safetensors import SafetensorError
 
 from anlage.encoders.folder import EncoderConfig, save_encoder
-from anlage.errors import TrainingError
+from anlage.errors import BagError, TrainingError
 from anlage.training.checkpoint_writer import CheckpointWriter
 from anlage.training.slide_training_state import SlideTraining
 from anlage.training.training_state import Training
@@ -29,6 +29,7 @@ class PretrainResult:
         steps: Finished steps.
         is_finished: False if a signal stopped it; the same call with ``resume`` goes on.
         ended_early: Whether it is finished because the probe that it watched got no better.
+        left_out: Bags that it did without, of a slide encoder.
     """
 
     run_dir: Path
@@ -36,6 +37,7 @@ class PretrainResult:
     steps: int
     is_finished: bool
     ended_early: bool = False
+    left_out: tuple[BagError, ...] = ()
 
 
 def save_run(training: Training, writer: CheckpointWriter) -> None:

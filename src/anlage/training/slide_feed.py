@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 
 from anlage.bags.loader import BagBatch, BagCache, BagSet, bag_batches, step_draws
 from anlage.bags.slide_labels import SlideLabels
@@ -32,6 +33,8 @@ class ChosenBags:
         grid_um: Edge of a cell, micrometres.
         n_small: Bags left out because they have fewer than two tiles.
         cache: Bags in memory, for training and looks.
+        others: Slides that are neither trained on nor measured, with two tiles or more.
+        lost: Of bags among all these that are not there any more, the content hash.
     """
 
     bags: BagSet
@@ -41,6 +44,28 @@ class ChosenBags:
     grid_um: float
     n_small: int
     cache: BagCache
+    others: tuple[str, ...] = ()
+    lost: Mapping[str, str] = field(default_factory=dict)
+
+    @cached_property
+    def usable(self) -> tuple[str, ...]:
+        """Those of ``train`` that are there."""
+        return tuple(slide for slide in self.train if slide not in self.lost)
+
+    @property
+    def measured(self) -> tuple[str, ...]:
+        """Those of ``held_out`` that are there."""
+        return tuple(slide for slide in self.held_out if slide not in self.lost)
+
+    def in_place_of(self, slide: str, *, seed: int, g: int) -> str:
+        """The slide that draw g takes: itself, or any other where it is lost."""
+        if slide not in self.lost:
+            return slide
+        return self.usable[int(_hash(seed, f"draw {g}"), 16) % len(self.usable)]
+
+    def content_of(self, slide: str) -> str:
+        """The content hash of a bag, lost or not."""
+        return self.lost.get(slide) or self.bags.facts[slide].content_sha256
 
     def batches(
         self, draws: Iterable[Sequence[tuple[int, str]]], *, threads: int
@@ -61,6 +86,7 @@ def choose_bags(
     bags: BagSet,
     table: SlideLabels | None = None,
     *,
+    lost: Mapping[str, str] | None = None,
     ranks: Ranks = ALONE,
 ) -> ChosenBags:
     """Part bags into those that are trained on and those that are held out, by patient.
@@ -69,6 +95,8 @@ def choose_bags(
         config: The recipe.
         bags: The bags.
         table: Whose the slides are, and their ``split``; without it each is a patient of its own.
+        lost: Bags that the run began with and that are not among ``bags``: the choice is still the
+            one that it began with.
         ranks: Processes of this machine share the memory for bags.
 
     Returns:
@@ -80,18 +108,19 @@ def choose_bags(
             value, or has slides of a patient in both splits.
     """
     sizes = dict(zip(bags.slide_ids, bags.n_tiles, strict=True))
-    large = sorted(slide for slide, n_tiles in sizes.items() if n_tiles >= FEWEST)
+    lost = {} if lost is None else lost
+    large = sorted({*lost, *(slide for slide, n_tiles in sizes.items() if n_tiles >= FEWEST)})
     if small := sorted(sizes.keys() - set(large)):
         told = "%d bags have fewer than %d tiles and are left out: %s"
         LOGGER.warning(told, len(small), FEWEST, ", ".join(small[:5]))
     known = {} if table is None else table.patient_of
     patient_of = {slide: known.get(slide, slide) for slide in large}
-    split_of = _splits(config, bags, table)
+    split_of = _splits(config, bags, table, large)
     held = _held_out(config, patient_of, split_of)
     wanted = config.bags.split
     train = tuple(s for s in large if s not in held and (wanted is None or split_of[s] == wanted))
     _refuse_shared_patients(bags, patient_of, train, held)
-    if not train:
+    if not set(train) - lost.keys():
         told = f"{len(bags.slide_ids)} bags, {len(small)} of them too small, {len(held)} held out"
         msg = f"needs a bag to train on; got {told}. Embed more slides, or change bags.split."
         raise BagError(bags.folder, msg)
@@ -104,11 +133,13 @@ def choose_bags(
         grid_um=_grid_um(config, bags),
         n_small=len(small),
         cache=BagCache(bags, ranks=ranks),
+        others=tuple(sorted({*large} - {*train, *measured})),
+        lost=lost,
     )
 
 
 def _splits(
-    config: SlidePretrainConfig, bags: BagSet, table: SlideLabels | None
+    config: SlidePretrainConfig, bags: BagSet, table: SlideLabels | None, slides: Sequence[str]
 ) -> dict[str, str | None]:
     """The split of each slide, where the recipe asks for one; None of a slide without a row."""
     asked = [value for value in (config.bags.split, config.held_out.split) if value is not None]
@@ -123,7 +154,7 @@ def _splits(
         if value not in there:
             known = ", ".join(sorted(str(split) for split in there))
             raise CatalogueError(table.path, f"needs slides of split {value!r}; got {known}.")
-    return {slide: found.get(slide) for slide in bags.slide_ids}
+    return {slide: found.get(slide) for slide in slides}
 
 
 def _held_out(
@@ -182,7 +213,10 @@ def step_parts(
     ):
         for number in range(config.accumulate):
             start = (ranks.rank * config.accumulate + number) * size
-            yield draws[start : start + size]
+            yield [
+                (g, chosen.in_place_of(slide, seed=config.seed, g=g))
+                for g, slide in draws[start : start + size]
+            ]
 
 
 def drawn_parts(

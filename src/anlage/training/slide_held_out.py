@@ -39,11 +39,12 @@ class HeldOutBags:
 
     def __len__(self) -> int:
         """How many bags there are."""
-        return len(self._chosen.held_out)
+        return len(self._chosen.measured)
 
     def __iter__(self) -> Iterator[MaskedBags]:
         """The bags one by one, on the CPU."""
-        draws = [[(number, slide)] for number, slide in enumerate(self._chosen.held_out)]
+        numbers = {slide: number for number, slide in enumerate(self._chosen.held_out)}
+        draws = [[(numbers[slide], slide)] for slide in self._chosen.measured]
         for batch in self._chosen.batches(draws, threads=self._threads):
             yield self._masked(batch)
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,12 @@ from anlage.progress import meter
 from anlage.training.checkpoint import SavedCheckpoint, newest_checkpoint
 from anlage.training.checkpoint_writer import CheckpointWriter
 from anlage.training.log import log_of
-from anlage.training.run_record import refuse_existing_run, resumed_record
+from anlage.training.run_record import (
+    has_begun,
+    read_record,
+    refuse_existing_run,
+    resumed_record,
+)
 from anlage.training.run_saves import PretrainResult, full_disk_told
 from anlage.training.run_start import (
     claim,
@@ -39,6 +45,7 @@ from anlage.training.slide_watch import SlideRunWatch
 from anlage.training.stopping import stop_on_signals
 from anlage.training.trackers import refuse_missing_trackers
 from anlage.training.watched_slides import WatchedSlides, watched_slides
+from anlage.training.whole_bags import lost_since, whole_bags, without_left_out
 
 LOGGER = logging.getLogger(__name__)
 
@@ -63,6 +70,10 @@ def pretrain_slides(
     CPU to one that was never stopped, and one on any number of ranks is equal but for rounding
     (with dropout, whose draws depend on the parts of a step, in expectation).
 
+    Each bag is read once before the first step, and the run does without those that are damaged or
+    hold NaN. Where it goes on and a bag that it began with is damaged or gone, other bags are drawn
+    in its place.
+
     Args:
         config: The recipe, from ``load_recipe(name, SlidePretrainConfig)``.
         bags: Bags of one tile encoder, or their folder or URL; the same on all ranks.
@@ -82,8 +93,8 @@ def pretrain_slides(
         Where the encoder is and whether the run is finished; the same on all ranks.
 
     Raises:
-        BagError: If bags are of several encoders or widths, none can be trained on, or one cannot
-            be read.
+        BagError: If bags are of several encoders or widths, none can be trained on, or one that
+            was read cannot be read any more.
         CatalogueError: If the table lacks a column or split that the recipe names.
         DeviceError: If there is no such device here.
         DistributedError: If the ranks cannot be laid out as ``engine`` says.
@@ -99,12 +110,10 @@ def pretrain_slides(
     run_dir, place = Path(run_dir), device_of_rank(device, ranks)
     refuse_missing_trackers(trackers)
     refuse_uneven(config, ranks)
+    began = ranks.from_main(lambda: _record_so_far(run_dir, resume=resume))
     opened = bags if isinstance(bags, BagSet) else BagSet.open(bags, grid_um=config.bags.grid_um)
-    chosen = choose_bags(config, opened, table, ranks=ranks)
-    slides = _watched(config, opened, table)
+    chosen, slides = _chosen(config, opened, table, began, threads=threads, ranks=ranks)
     record = _record(config, chosen, slides, ranks)
-    if not resume:
-        ranks.from_main(lambda: refuse_existing_run(run_dir))  # before anything in it is touched
     with ExitStack() as held:
         ranks.from_main(lambda: hold_folder(run_dir, held))
         training = _begun(config, chosen, run_dir, record, resume=resume, device=place, ranks=ranks)
@@ -126,7 +135,43 @@ def pretrain_slides(
         training.step,
         finished or watch.is_over,
         ended_early=watch.is_over and not finished,
+        left_out=chosen.bags.refused,
     )
+
+
+def _record_so_far(run_dir: Path, *, resume: bool) -> Mapping[str, Any]:
+    """The record of the run that goes on; empty for one that begins, in a folder without a run."""
+    if not resume:
+        refuse_existing_run(run_dir)
+    return (read_record(run_dir) or {}) if has_begun(run_dir) else {}
+
+
+def _chosen(
+    config: SlidePretrainConfig,
+    bags: BagSet,
+    table: SlideLabels | None,
+    began: Mapping[str, Any],
+    *,
+    threads: int,
+    ranks: Ranks,
+) -> tuple[ChosenBags, WatchedSlides | None]:
+    """The bags of the run, each read once, and the slides it is watched on."""
+
+    def choice(there: BagSet) -> tuple[ChosenBags, WatchedSlides | None]:
+        lost = lost_since(there, began)
+        chosen = choose_bags(config, there, table, lost=lost, ranks=ranks)
+        return chosen, _watched(config, there, table, lost)
+
+    known = without_left_out(bags, began)
+    chosen, slides = choice(known)  # refuses what can be told without reading
+    whole = whole_bags(chosen.cache, threads=threads, ranks=ranks)
+    if whole is not known:
+        again, slides = choice(whole)
+        chosen = replace(again, cache=chosen.cache)
+    if chosen.lost:
+        told = "%s: goes on without %d bags that it began with: %s"
+        LOGGER.warning(told, bags.folder, len(chosen.lost), ", ".join(sorted(chosen.lost)))
+    return chosen, slides
 
 
 def _record(
@@ -166,11 +211,14 @@ def _begun(
 
 
 def _watched(
-    config: SlidePretrainConfig, bags: BagSet, table: SlideLabels | None
+    config: SlidePretrainConfig,
+    bags: BagSet,
+    table: SlideLabels | None,
+    lost: Collection[str],
 ) -> WatchedSlides | None:
     if table is None or config.watch.label is None:
         return None
-    return watched_slides(table, bags, label=config.watch.label)
+    return watched_slides(table, bags, label=config.watch.label, lost=lost)
 
 
 def _go_on(training: SlideTraining, newest: SavedCheckpoint) -> None:

@@ -19,6 +19,7 @@ from anlage.training.slide_config import SlidePretrainConfig
 from anlage.training.slide_feed import ChosenBags
 from anlage.training.slide_networks import encoder_arguments
 from anlage.training.slide_training_state import SlideTraining
+from anlage.training.whole_bags import left_out_of
 
 
 def slide_record(
@@ -33,13 +34,12 @@ def slide_record(
 
     Returns:
         What ``record_of`` gives; a fingerprint over the bags that are trained on and held out, the
-        content hash of each (up to 100,000), the patients, how many slides count as a patient of
-        their own, the grid and the tile encoder.
+        content hash of each (up to 100,000), bags that cannot be used, the patients, how many
+        slides count as a patient of their own, the grid and the tile encoder.
     """
-    facts = chosen.bags.facts
-    trained, held = (
-        {slide: facts[slide].content_sha256 for slide in slides}
-        for slides in (chosen.train, chosen.held_out)
+    trained, held, others = (
+        {slide: chosen.content_of(slide) for slide in slides}
+        for slides in (chosen.train, chosen.held_out, chosen.others)
     )
     patients = {slide: chosen.patient_of[slide] for slide in chosen.train}
     data = {
@@ -49,9 +49,10 @@ def slide_record(
         "slides": trained if len(trained) <= MOST_LISTED_SLIDES else {},
         "patients": sorted(set(patients.values())),
         "n_without_patient": sum(slide == patient for slide, patient in patients.items()),
-        "held_out": sorted(held),
+        "held_out": held,
+        "other_slides": others if len(others) <= MOST_LISTED_SLIDES else {},
         "n_too_small": chosen.n_small,
-        "n_refused": len(chosen.bags.refused) + len(chosen.bags.empty),
+        "left_out": left_out_of(chosen.bags),
         "grid_um": chosen.grid_um,
         "tile_encoder": tile_encoder_of(chosen.bags).model_dump(mode="json"),
     }

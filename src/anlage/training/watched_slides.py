@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -53,13 +54,16 @@ class WatchedSlides:
         return "slide"
 
 
-def watched_slides(table: SlideLabels, bags: BagSet, *, label: str) -> WatchedSlides:
+def watched_slides(
+    table: SlideLabels, bags: BagSet, *, label: str, lost: Collection[str] = ()
+) -> WatchedSlides:
     """The slides of a table that have a label and a bag.
 
     Args:
         table: Labels and patients.
         bags: The bags; slides without one are counted in the log.
         label: Column of the labels.
+        lost: Slides whose bag was there when the run began; the fingerprint still counts them.
 
     Raises:
         CatalogueError: If there is no such column.
@@ -75,11 +79,12 @@ def watched_slides(table: SlideLabels, bags: BagSet, *, label: str) -> WatchedSl
     if not kept:
         msg = f"needs slides with a label in {label!r} and a bag; got none of {len(found)} slides"
         raise LabelledDataError(table.path, f"{msg}. Check slide_id.")
-    rows = [[slide, labelled[slide], table.patient_of[slide]] for slide in kept]
+    began = sorted({*kept, *(labelled.keys() & set(lost))})
+    rows = [[slide, labelled[slide], table.patient_of[slide]] for slide in began]
     return WatchedSlides(
         path=table.path,
         slide_ids=tuple(kept),
-        label_N=np.array([value for _, value, _ in rows]),
-        group_N=np.array([patient for _, _, patient in rows]),
+        label_N=np.array([labelled[slide] for slide in kept]),
+        group_N=np.array([table.patient_of[slide] for slide in kept]),
         fingerprint=sha256_of_json([label, rows]),
     )
