@@ -154,6 +154,29 @@ def test_open_intervals_and_scores_without_a_value_are_shown_as_such(
     assert "no value" in take_apart(write_report(folder)).text
 
 
+def changed_result(folder: Path, **changes: object) -> None:
+    path = folder / "finetune" / "result.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def test_an_encoder_that_tested_labels_chose_is_told_so(folder: Path) -> None:
+    leakage = {"is_known": True, "n_groups": 9, "seen": ["p1", "p2"], "chosen_by": ["p2"]}
+    changed_result(folder, leakage={"slide encoder": leakage})
+    texts = [verdict.text for verdict in slide_verdicts(open_contents(folder))]
+    told = "2 of 9 tested patients were seen before, and the labels of 1 chose the slide encoder."
+    assert told in texts
+    assert not any("without labels" in text for text in texts)
+
+
+def test_sides_are_of_patients_only_where_patients_are_known(folder: Path) -> None:
+    [section] = finetune_sections(open_contents(folder))
+    assert "No patient is on two sides of a fold" in section.task
+    changed_result(folder, n_without_patient=3)
+    [section] = finetune_sections(open_contents(folder))
+    assert "No patient is on two sides" not in section.task
+    assert "the patients of 3 slides are not known" in section.task
+
+
 def test_a_run_without_a_result_says_so(folder: Path) -> None:
     (folder / "finetune" / "result.json").unlink()
     [section] = finetune_sections(open_contents(folder))

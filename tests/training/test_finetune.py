@@ -39,6 +39,8 @@ from anlage.probes.splits.tables import parse_split_table
 from anlage.recipe import load_recipe
 from anlage.training.finetune import FinetuneEnd, finetune
 from anlage.training.finetune_config import FinetuneConfig
+from anlage.training.finetune_plan import plan_lines
+from anlage.training.finetune_preparation import prepare
 from anlage.training.finetune_result import read_result
 
 POOLING = "model.pooling={kind: abmil, width: 16, hidden: 8, input_dropout: 0.0, dropout: 0.0}"
@@ -329,6 +331,47 @@ def test_labels_without_patients_are_told_of(slides, tmp_path) -> None:
     end = finetune(config_of("epochs=2"), slides.bags, labels, tmp_path / "run")
     assert end.result.n_patients == 40
     assert end.result.notes[0].startswith("NO PATIENT INFORMATION: split by slide")
+
+
+def test_slides_without_a_patient_are_counted(slides, tmp_path) -> None:
+    labels = tmp_path / "labels.csv"
+    rows = two_classes(20, slides_each=2)
+    for row in rows[:6]:
+        row["patient_id"] = ""
+    lines = [",".join(map(str, row.values())) for row in rows]
+    labels.write_text("\n".join(["slide_id,patient_id,label", *lines]))
+    result = finetune(config_of("epochs=2"), slides.bags, labels, tmp_path / "run").result
+    assert (result.n_patients, result.n_without_patient) == (23, 6)
+    assert result.notes[0].startswith("NO PATIENT IS KNOWN of 6 of 40 slides")
+
+
+def test_slides_that_splits_leave_out_are_not_counted(slides, tmp_path) -> None:
+    splits = tmp_path / "splits.csv"
+    sides = {number: ("test", "train", "train", "")[number % 4] for number in range(20)}
+    lines = [f"patient {number:03d},{side}" for number, side in sides.items() if number != 19]
+    splits.write_text("\n".join(["patient_id,fold_0", *lines]))
+    config = config_of("epochs=2")
+    run = tmp_path / "run"
+    result = finetune(config, slides.bags, slides.labels, run, splits=splits).result
+    assert (result.n_slides, result.n_patients) == (30, 15)
+    assert sum(result.classes.values()) == 30
+    assert result.passed_over == {"on no side of the splits": 10}
+    assert "passed over: 10 slides on no side of the splits" in result.summary()
+    prepared = prepare(config, slides.bags, slides.labels, splits=splits, reads_bags=False)
+    assert any("slides: 30 of 15 patients" in line for line in plan_lines(config, prepared))
+
+
+def test_patients_whose_labels_chose_the_encoder_are_told(slides, tmp_path) -> None:
+    encoder = slide_encoder_folder(
+        tmp_path / "encoder", patients=["patient x"], watched={"cases": ["patient 001"]}
+    )
+    change = f"model={{slide_encoder: {{init: {json.dumps(str(encoder))}}}}}"
+    run = tmp_path / "run"
+    result = finetune(config_of(change, "epochs=2"), slides.bags, slides.labels, run).result
+    assert result.leakage["slide encoder"].chosen_by == ["patient 001"]
+    told = "The slide encoder saw 1 of 20 tested patients before, and the labels of 1 of them chose"
+    assert any(note.startswith(f"{told} it: patient 001.") for note in result.notes)
+    assert not any("in pretraining: patient 001" in note for note in result.notes)
 
 
 def test_a_slide_encoder_of_other_tiles_is_refused(slides, tmp_path) -> None:

@@ -175,8 +175,21 @@ def _task(result: FinetuneResult) -> str:
     folds = "1 fold" if len(result.folds) == 1 else f"{len(result.folds)} folds"
     return (
         f"{kind[:1].upper()}{kind[1:]} on {result.n_slides} slides of {result.n_patients} patients"
-        f"{told}; {folds}. No patient is on two sides of a fold, and the model that is kept was "
-        "not chosen on tested patients."
+        f"{told}; {folds}. {_sides(result)}"
+    )
+
+
+def _sides(result: FinetuneResult) -> str:
+    """Who is apart from whom, as far as patients are known."""
+    if not result.n_without_patient:
+        return (
+            "No patient is on two sides of a fold, and the model that is kept was not chosen on "
+            "tested patients."
+        )
+    return (
+        "No slide is on two sides of a fold, and the model that is kept was not chosen on tested "
+        f"slides; but the patients of {result.n_without_patient} slides are not known, and one of "
+        "them may be on both sides."
     )
 
 

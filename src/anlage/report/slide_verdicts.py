@@ -84,19 +84,24 @@ def _tuned(result: FinetuneResult) -> Iterator[Verdict]:
 
 def _seen_before(result: FinetuneResult) -> Iterator[Verdict]:
     """Which encoders saw tested patients; those of which the same is true in one line."""
-    by_text: dict[tuple[Kind, str], list[str]] = {}
+    by_text: dict[str, list[str]] = {}
+    kinds: dict[str, Kind] = {}
     for name, leakage in result.leakage.items():
-        verdict: tuple[Kind, str] = ("care", _leakage_in_words(leakage))
-        if leakage.is_known and not leakage.seen:
-            verdict = ("good", verdict[1])
-        by_text.setdefault(verdict, []).append(name)
-    for (kind, text), names in by_text.items():
-        yield Verdict(kind=kind, text=f"{text} by the {' and the '.join(names)} in pretraining.")
+        text = _leakage_in_words(leakage)
+        kinds[text] = "good" if leakage.is_known and not leakage.seen else "care"
+        by_text.setdefault(text, []).append(name)
+    for text, names in by_text.items():
+        yield Verdict(kind=kinds[text], text=text.format(" and the ".join(names)))
 
 
 def _leakage_in_words(leakage: Leakage) -> str:
+    """What was seen, with {} where the encoder is named."""
     if not leakage.is_known:
-        return "It is not known whether tested patients were seen"
+        return "It is not known whether tested patients were seen by the {} in pretraining."
     if not leakage.seen:
-        return f"None of the {leakage.n_groups} tested patients was seen"
-    return f"{len(leakage.seen)} of {leakage.n_groups} tested patients were seen, without labels,"
+        n = leakage.n_groups
+        return f"None of the {n} tested patients was seen by the {{}} in pretraining."
+    seen = f"{len(leakage.seen)} of {leakage.n_groups} tested patients were seen"
+    if leakage.chosen_by:
+        return f"{seen} before, and the labels of {len(leakage.chosen_by)} chose the {{}}."
+    return f"{seen}, without labels, by the {{}} in pretraining."

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from anlage.bags.slide_labels import SlideLabels
 from anlage.errors import CheckpointError
@@ -176,9 +177,10 @@ def _result(config: FinetuneConfig, prepared: Prepared, ends: Sequence[FoldEnd])
     return FinetuneResult(
         task=config.task.model_dump(mode="json"),
         task_name=config.task.name,
-        classes=_counts(targets),
-        n_slides=len(targets),
-        n_patients=targets.n_patients,
+        classes=_counts(targets, prepared.rows),
+        n_slides=len(prepared.rows),
+        n_patients=len(np.unique(targets.patient_N[prepared.rows])),
+        n_without_patient=prepared.n_without_patient,
         folds=rows,
         scores=scores,
         difference=difference,
@@ -211,9 +213,9 @@ def _predicted(prepared: Prepared, ends: Sequence[FoldEnd]) -> dict[Predictor, S
     return {name: data for name, data in found.items() if data is not None}
 
 
-def _counts(targets: Targets) -> dict[str, int]:
+def _counts(targets: Targets, rows: NDArray[np.int64]) -> dict[str, int]:
     """Slides of each class, or with each label; events of survival."""
-    target_NK, kind = targets.target_NK, targets.task.kind
+    target_NK, kind = targets.target_NK[rows], targets.task.kind
     if kind in SURVIVAL:
         return {"with an event": int(target_NK[:, 1].sum())}
     if kind == "multi_label":

@@ -77,6 +77,11 @@ def folds_of(
     return found
 
 
+def rows_on_sides(splits: Sequence[Split]) -> NDArray[np.int64]:
+    """Rows of the slides that are on some side of some fold, sorted."""
+    return np.unique(np.concatenate([rows for split in splits for rows in split.sides.values()]))
+
+
 def table_of_folds(splits: Sequence[Split], targets: Targets) -> SplitTable:
     """The folds by slide with all their sides, in the form that ``--splits`` takes."""
     return splits_to_table(splits, targets.slide_ids, key_column="slide_id")

@@ -64,6 +64,12 @@ def _patients(prepared: Prepared) -> list[str]:
             "NO PATIENT INFORMATION: split by slide, leakage possible. Slides of one patient can "
             "be on both sides, and the intervals are too narrow. Add a patient_id column."
         )
+    elif prepared.n_without_patient:
+        notes.append(
+            f"NO PATIENT IS KNOWN of {prepared.n_without_patient} of {len(prepared.rows)} slides: "
+            "each counts as a patient of its own, so that slides of one patient can be on both "
+            "sides, and the intervals are too narrow. Fill in patient_id."
+        )
     if n_tested < FEWEST_RELIABLE_GROUPS:
         notes.append(
             f"{n_tested} tested patients are too few (fewer than {FEWEST_RELIABLE_GROUPS}): the "
@@ -87,8 +93,11 @@ def _leakage(leakage: Mapping[str, Leakage]) -> list[str]:
             )
             continue
         told = f"The {name} saw {len(verdict.seen)} of {verdict.n_groups} tested patients"
+        how = "in pretraining"
+        if verdict.chosen_by:
+            how = f"before, and the labels of {len(verdict.chosen_by)} of them chose it"
         named = ", ".join(verdict.seen[:20]) + (" ..." if verdict.seen[20:] else "")
-        notes.append(f"{told} in pretraining{': ' if named else ''}{named}.")
+        notes.append(f"{told} {how}{': ' if named else ''}{named}.")
     return notes
 
 

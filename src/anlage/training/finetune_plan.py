@@ -25,8 +25,9 @@ def plan_lines(config: FinetuneConfig, prepared: Prepared) -> Iterator[str]:
     targets, material = prepared.material.targets, prepared.material
     yield f"task: {config.task.kind}: {config.task.name}"
     n_tiles = material.bags.n_tiles
+    n_patients = len(np.unique(targets.patient_N[prepared.rows]))
     yield (
-        f"slides: {len(targets)} of {targets.n_patients} patients; bags of "
+        f"slides: {len(prepared.rows)} of {n_patients} patients; bags of "
         f"{min(n_tiles):,} to {max(n_tiles):,} tiles, {material.bags.width} wide"
     )
     for reason, n in prepared.passed_over.items():

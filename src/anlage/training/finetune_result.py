@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -116,8 +116,9 @@ class FinetuneResult(_Frozen):
         task: The task's section of the recipe.
         task_name: The task in words; a threshold stands in it.
         classes: Slides of each class, or with each label, among those of the task.
-        n_slides: Slides of the task.
-        n_patients: Their patients.
+        n_slides: Slides of the task on some side of some fold.
+        n_patients: Their patients; a slide whose patient nobody named counts as one.
+        n_without_patient: Slides of which nobody named the patient.
         folds: The folds.
         scores: Of the model and of the floors, the metric that stands for the task first.
         difference: Model less ``mean_pool`` in that metric, on the same patients; None where one
@@ -138,6 +139,7 @@ class FinetuneResult(_Frozen):
     classes: dict[str, int]
     n_slides: int
     n_patients: int
+    n_without_patient: int
     folds: list[FoldRow]
     scores: list[Score]
     difference: Estimate | None
@@ -205,8 +207,3 @@ def read_result(path: Path) -> FinetuneResult:
     except (OSError, ValueError, ValidationError) as error:
         message = f"is no result of this version ({type(error).__name__}). Run --resume again."
         raise CheckpointError(path, message) from error
-
-
-def names_of(slides: Sequence[LeftOut]) -> Iterator[str]:
-    """One line for each slide that was left out, with the reason."""
-    return (f"refused: {slide.slide_id}: {slide.reason}" for slide in slides)

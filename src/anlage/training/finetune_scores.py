@@ -138,14 +138,13 @@ def first_score(
 def perfect_scores(targets: Targets, rows: NDArray[np.int64]) -> Floats:
     """(N, P) scores right of every slide; a metric without a value here has none at all."""
     target_NK, kind = targets.target_NK[rows], targets.task.kind
+    score_NP = np.nan_to_num(target_NK)
     if kind in SURVIVAL:
-        return -target_NK[:, :1]
-    if kind == "multi_label":
-        return np.nan_to_num(target_NK)
-    if kind in {"multi_class", "ordinal"}:
+        score_NP = -target_NK[:, :1]
+    elif kind in {"multi_class", "ordinal"}:
         n_classes = max(len(targets.classes), int(targets.target_NK.max()) + 1)
-        return np.eye(n_classes)[target_NK[:, 0].astype(int)]
-    return target_NK
+        score_NP = np.eye(n_classes)[target_NK[:, 0].astype(int)]
+    return np.asarray(score_NP, dtype=np.float64)
 
 
 def predicted_code(kind: Kind, score_NP: Floats) -> NDArray[np.int64]:
