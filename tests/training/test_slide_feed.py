@@ -73,6 +73,27 @@ def test_a_patient_in_both_splits_is_refused(bags: BagSet, tmp_path: Path) -> No
         choose_bags(config, bags, SlideLabels.open(tmp_path / "torn.csv"))
 
 
+def test_a_share_is_held_out_of_the_split_that_is_trained_on(
+    bags: BagSet, table: SlideLabels
+) -> None:
+    split_of = dict(zip(table.slide_ids, table.column("split"), strict=True))
+    for seed in range(4):
+        config = micro_slide_config("bags.split=train", "held_out.share=0.5", f"seed={seed}")
+        chosen = choose_bags(config, bags, table)
+        assert {split_of[slide] for slide in (*chosen.train, *chosen.held_out)} == {"train"}
+
+
+@pytest.mark.parametrize("share", [0, 0.3])
+def test_a_patient_inside_and_outside_the_split_is_refused(
+    bags: BagSet, tmp_path: Path, share: float
+) -> None:
+    text = write_table(tmp_path / "slides.csv", n_slides=N_SLIDES).read_text()
+    (tmp_path / "torn.csv").write_text(text.replace("s0,p0,no,train", "s0,p0,no,test"))
+    config = micro_slide_config("bags.split=train", f"held_out.share={share}")
+    with pytest.raises(CatalogueError, match="each patient in one split; got 1 .* such as p0"):
+        choose_bags(config, bags, SlideLabels.open(tmp_path / "torn.csv"))
+
+
 def test_splits_that_are_not_there_are_refused(bags: BagSet, table: SlideLabels) -> None:
     config = micro_slide_config("bags.split=training")
     with pytest.raises(CatalogueError, match="slides of split 'training'; got test, train"):

@@ -105,7 +105,7 @@ def choose_bags(
     Raises:
         BagError: If no bag is left to train on, or the held-out share leaves none.
         CatalogueError: If a split is asked for and the table is not there, or has no such column or
-            value, or has slides of a patient in both splits.
+            value, or has slides of a patient inside and outside a split.
     """
     sizes = dict(zip(bags.slide_ids, bags.n_tiles, strict=True))
     lost = {} if lost is None else lost
@@ -119,7 +119,9 @@ def choose_bags(
     held = _held_out(config, patient_of, split_of)
     wanted = config.bags.split
     train = tuple(s for s in large if s not in held and (wanted is None or split_of[s] == wanted))
-    _refuse_shared_patients(bags, patient_of, train, held)
+    inside = {*train} if wanted is None else {s for s in large if split_of[s] == wanted}
+    outside = held if wanted is None else {*large} - inside
+    _refuse_shared_patients(bags, patient_of, inside, outside)
     if not set(train) - lost.keys():
         told = f"{len(bags.slide_ids)} bags, {len(small)} of them too small, {len(held)} held out"
         msg = f"needs a bag to train on; got {told}. Embed more slides, or change bags.split."
@@ -172,13 +174,13 @@ def _held_out(
     if asked.share > 0 and len(patients) > 1:
         n_held = min(max(n_held, 1), len(patients) - 1)
     chosen = set(patients[:n_held])
-    return {slide for slide in patient_of if patient_of[slide] in chosen}
+    return {slide for slide in free if patient_of[slide] in chosen}
 
 
 def _refuse_shared_patients(
-    bags: BagSet, patient_of: Mapping[str, str], train: Sequence[str], held: set[str]
+    bags: BagSet, patient_of: Mapping[str, str], inside: set[str], outside: set[str]
 ) -> None:
-    shared = {patient_of[s] for s in train} & {patient_of[s] for s in held}
+    shared = {patient_of[s] for s in inside} & {patient_of[s] for s in outside}
     if shared:
         msg = f"needs each patient in one split; got {len(shared)} in both, such as {min(shared)}. "
         raise CatalogueError(bags.folder, f"{msg}Correct the column {SPLIT!r}.")
