@@ -117,6 +117,30 @@ def test_patients_can_be_named_by_another_table_or_column(tmp_path, caplog):
         SlideLabels.open(path, slides=slides)
 
 
+def test_gaps_in_patients_are_filled_from_the_other_source(tmp_path, caplog):
+    """Else two slides of a patient would stand on both sides of a split."""
+    path = write(tmp_path, "slide_id,patient_id\ns1,p1\ns2,\ns3,\n")
+    slides = write(tmp_path, "slide_id,patient_id\ns1,p1\ns2,p1\ns4,p2\n", "slides.csv")
+    labels = SlideLabels.open(path, slides=slides)
+    assert labels.patient_of == {"s1": "p1", "s2": "p1", "s3": "s3"}
+    assert "1 slides have no patient_id" in caplog.text
+    slides.write_text("slide_id,patient_id\ns1,p9\ns2,p1\n")
+    with pytest.raises(CatalogueError, match="patient 'p1' to slide 's1'.*slides.csv gives 'p9'"):
+        SlideLabels.open(path, slides=slides)
+
+
+def test_gaps_in_patients_are_filled_from_barcodes(tmp_path):
+    one, two = "TCGA-A1-0001-01Z-00-DX1", "TCGA-A1-0001-01Z-00-DX2"
+    path = write(tmp_path, f"slide_id,patient_id\n{one},TCGA-A1-0001\n{two},\n")
+    labels = SlideLabels.open(path, ids="tcga")
+    assert labels.patient_of == dict.fromkeys([one, two], "TCGA-A1-0001")
+    path.write_text(f"slide_id,patient_id\n{one},case 7\n{two},\n")
+    with pytest.raises(CatalogueError, match="its barcode gives 'TCGA-A1-0001'"):
+        SlideLabels.open(path, ids="tcga")
+    path.write_text(f"slide_id,patient_id\n{one},case 7\n{two},case 7\n")
+    assert set(SlideLabels.open(path, ids="tcga").patient_of.values()) == {"case 7"}
+
+
 def test_rows_that_agree_are_one_and_those_that_do_not_spoil_their_column(tmp_path):
     twice = TABLE + "s1,p1,north,4,true,12.5\ns1,p1,north,9,true,12.5\n"
     labels = SlideLabels.open(write(tmp_path, twice))

@@ -64,15 +64,18 @@ class SlideLabels:
 
         Args:
             path: CSV, TSV, Parquet or catalogue.
-            slides: Catalogue or table of slide_id and patient, for a table that lacks either.
+            slides: Catalogue or table of slide_id and patient, for a table that lacks either, or
+                has gaps.
             slide_ids: Slides that there are, for a table of patients and ``ids``.
-            ids: ``tcga`` to take patients and sites that no column gives from TCGA barcodes.
+            ids: ``tcga`` to take patients and sites that no column gives, and patients that one
+                leaves out, from TCGA barcodes.
             patient: Column of patients, if it has another name.
             site: Column of sites, if it is not ``site``.
 
         Raises:
             CatalogueError: If a table cannot be read, lacks a column, gives a slide two patients or
-                sites, or names a slide that is no barcode though they are asked for.
+                sites, contradicts the other source of patients, or names a slide that is no
+                barcode though they are asked for.
         """
         path = Path(path)
         named = (patient,) if patient else PATIENT_COLUMNS
@@ -187,11 +190,7 @@ def _patients(
 ) -> dict[str, str]:
     column = next((name for name in named if name in table.columns), None)
     if column is not None:
-        patients = table.column(column)
-        if None in patients:
-            told = "%s: %d slides have no %s: each counts as a patient of its own"
-            LOGGER.warning(told, table.path, patients.count(None), column)
-        return {s: patient or s for s, patient in zip(table.keys, patients, strict=True)}
+        return _patients_of_column(table, column, slides, ids)
     if slides is not None:
         owners = _owners(table.path, slides, (), ids)
         lost = [slide_id for slide_id in table.keys if slide_id not in owners]
@@ -203,6 +202,37 @@ def _patients(
         return {slide_id: tcga_patient(slide_id) for slide_id in table.keys}
     LOGGER.warning("%s: has no column of patients: each slide counts as one", table.path)
     return {slide_id: slide_id for slide_id in table.keys}
+
+
+def _patients_of_column(
+    table: LabelTable, column: str, slides: Path | None, ids: Ids | None
+) -> dict[str, str]:
+    """The patients of a column, its gaps filled from the other source where there is one."""
+    pairs = list(zip(table.keys, table.column(column), strict=True))
+    said = {slide_id: patient for slide_id, patient in pairs if patient is not None}
+    others: dict[str, str] = {}
+    if slides is not None:
+        others = _owners(table.path, slides, (), ids)
+        _refuse_two_patients(table.path, said, others, whose=f"{slides} gives")
+    elif ids == "tcga" and len(said) < len(pairs):
+        others = {slide_id: tcga_patient(slide_id) for slide_id in table.keys}
+        _refuse_two_patients(table.path, said, others, whose="its barcode gives")
+    known = others | said
+    if n_lost := sum(slide_id not in known for slide_id in table.keys):
+        told = "%s: %d slides have no %s: each counts as a patient of its own"
+        LOGGER.warning(told, table.path, n_lost, column)
+    return {slide_id: known.get(slide_id, slide_id) for slide_id in table.keys}
+
+
+def _refuse_two_patients(
+    path: Path, said: Mapping[str, str], others: Mapping[str, str], *, whose: str
+) -> None:
+    """Two names of a patient would be two patients, on both sides of a split."""
+    for slide_id, patient in said.items():
+        other = others.get(slide_id, patient)
+        if other != patient:
+            msg = f"gives patient {patient!r} to slide {slide_id!r}; {whose} {other!r}"
+            raise CatalogueError(path, f"{msg}. Name patients alike in both.")
 
 
 def _sites(table: LabelTable, site: str | None, ids: Ids | None) -> dict[str, str]:
