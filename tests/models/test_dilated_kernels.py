@@ -1,5 +1,7 @@
 """Kernels of dilated attention against the formula, and on a GPU against the CPU."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -122,3 +124,21 @@ def test_a_gpu_gives_what_the_cpu_gives(pad, dtype, bound, lengths):
         found.append((out.detach().cpu().double(), grad.cpu().double()))
     for exact, ours in zip(*found, strict=True):
         assert (ours - exact).norm() < bound * exact.norm()
+
+
+@pytest.mark.parametrize(
+    ("width", "has_efficient", "chosen"),
+    [(64, True, "FLASH"), (8, True, "FLASH"), (12, True, "EFFICIENT"), (12, False, "MATH")],
+)
+def test_flash_attention_is_only_for_heads_of_a_multiple_of_eight(
+    monkeypatch, width, has_efficient, chosen
+):
+    """torch's own test of whether the kernel takes its arguments does not look at that."""
+    asked = SimpleNamespace(
+        SDPAParams=lambda *parts: parts,
+        can_use_flash_attention=lambda _: True,
+        can_use_efficient_attention=lambda _: has_efficient,
+    )
+    monkeypatch.setattr(kernels, "backend", asked)
+    head = SimpleNamespace(device=torch.device("cuda"), shape=(5, 2, 33, width))
+    assert kernels.choose_kernel((head, head, head), None) is getattr(kernels, chosen)

@@ -20,6 +20,10 @@ CHUNK_LOGITS = 2**25
 """Logits that exist at a time where no kernel is."""
 
 
+FLASH_WIDTHS = 8
+"""Of which the width of a head has to be a multiple for flash attention."""
+
+
 class Attended(NamedTuple):
     """What a kernel gives, and wants back for the gradient.
 
@@ -56,7 +60,8 @@ def choose_kernel(heads: Heads, bias_GN: Tensor | None) -> Kernel:
     if heads[0].device.type == "cuda":
         bias = _bias(bias_GN, heads[0])
         asked = backend.SDPAParams(*heads, bias, 0.0, False, False)  # noqa: FBT003 - takes no names
-        if backend.can_use_flash_attention(asked):
+        is_aligned = heads[0].shape[-1] % FLASH_WIDTHS == 0  # which torch does not ask of us
+        if is_aligned and backend.can_use_flash_attention(asked):
             return FLASH
         if backend.can_use_efficient_attention(asked):
             return EFFICIENT
