@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from anlage.bags.bag import NAMED, BagAttributes
+from anlage.bags.bag_set import BagSet
 from anlage.encoders.bundled import CONFIG
 from anlage.encoders.network_folder import (
     read_config,
@@ -53,6 +54,19 @@ class TileEncoderFacts(BaseModel):
     mpp: Positive
     tile_px: int = Field(gt=0)
     width: int = Field(gt=0)
+
+
+def tile_encoder_of(bags: BagSet) -> TileEncoderFacts:
+    """The tile encoder that made bags; without a fingerprint where they tell a name alone."""
+    made = bags.attributes
+    is_named = made.encoder_fingerprint.startswith(NAMED)
+    return TileEncoderFacts(
+        name=made.encoder_name or made.encoder_fingerprint.removeprefix(NAMED),
+        fingerprint=None if is_named else made.encoder_fingerprint,
+        mpp=made.mpp,
+        tile_px=made.tile_px,
+        width=bags.width,
+    )
 
 
 class SlideEncoderConfig(BaseModel):

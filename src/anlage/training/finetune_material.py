@@ -15,7 +15,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from anlage.bags.loader import BagBatch, BagCache, BagSet, TileChoice, bag_batches
-from anlage.encoders.slide_encoder import OpenSlideEncoder, TileEncoderFacts
+from anlage.encoders.slide_encoder import (
+    OpenSlideEncoder,
+    TileEncoderFacts,
+    tile_encoder_of,
+)
 from anlage.training.finetune_targets import Targets
 
 Draw = tuple[int, str]
@@ -87,14 +91,7 @@ class Material:
     @property
     def tile_encoder(self) -> TileEncoderFacts:
         """Whose bags they are."""
-        made = self.bags.attributes
-        return TileEncoderFacts(
-            name=made.encoder_name or made.encoder_fingerprint,
-            fingerprint=made.encoder_fingerprint,
-            mpp=made.mpp,
-            tile_px=made.tile_px,
-            width=self.bags.width,
-        )
+        return tile_encoder_of(self.bags)
 
     def _moved(self, batch: BagBatch) -> BagBatch:
         return replace(

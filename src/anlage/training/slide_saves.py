@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from anlage.bags.bag import NAMED
-from anlage.bags.loader import BagSet
 from anlage.encoders.slide_encoder import (
     SlideEncoderConfig,
     TileEncoderFacts,
     save_slide_encoder,
+    tile_encoder_of,
 )
 from anlage.provenance import sha256_of_json
 from anlage.training.checkpoint_writer import CheckpointWriter
@@ -57,19 +56,6 @@ def slide_record(
         "tile_encoder": tile_encoder_of(chosen.bags).model_dump(mode="json"),
     }
     return record_of(config, data, n_ranks=n_ranks)
-
-
-def tile_encoder_of(bags: BagSet) -> TileEncoderFacts:
-    """The tile encoder that made bags."""
-    made = bags.attributes
-    is_named = made.encoder_fingerprint.startswith(NAMED)
-    return TileEncoderFacts(
-        name=made.encoder_name or made.encoder_fingerprint.removeprefix(NAMED),
-        fingerprint=None if is_named else made.encoder_fingerprint,
-        mpp=made.mpp,
-        tile_px=made.tile_px,
-        width=bags.width,
-    )
 
 
 def slide_encoder_config(training: SlideTraining) -> SlideEncoderConfig:
