@@ -178,6 +178,38 @@ def test_empty_and_damaged_bags_are_named(tmp_path, folder, encoder):
     assert sorted(Path(error.path).name for error in result.refused) == ["e.h5", "f.h5"]
 
 
+def test_an_embedding_that_is_not_finite_is_refused_by_slide(tmp_path, folder, monkeypatch):
+    """And a later run makes it anew, of a table with such a row too."""
+    embed, output = OpenSlideEncoder.embed, tmp_path / "slides.parquet"
+
+    def overflows(self, features_TD, cell_T2, lengths):
+        embedding_BP = embed(self, features_TD, cell_T2, lengths)
+        embedding_BP[[length == SIZES["b"] for length in lengths], 3] = torch.inf
+        return embedding_BP
+
+    with monkeypatch.context() as patch:
+        patch.setattr(OpenSlideEncoder, "embed", overflows)
+        result = encode_slides(make_slide_encoder(), folder, output)
+        assert (result.n_slides, len(result.refused)) == (2, 1)
+        assert Path(result.refused[0].path).name == "b.zarr"
+        assert "embedding holds NaN or an infinity" in str(result.refused[0])
+        assert pq.read_table(output)["slide_id"].to_pylist() == ["a", "c"]
+        patch.setattr(module, "_not_finite", lambda _: False)
+        encode_slides(make_slide_encoder(), folder, output)
+        assert not np.isfinite(embeddings(output)).all()
+    result = encode_slides(make_slide_encoder(), folder, output)
+    assert (result.n_slides, result.n_kept, result.refused) == (3, 2, [])
+    assert np.isfinite(embeddings(output)).all()
+
+
+def test_no_finite_embedding_at_all_leaves_no_table(tmp_path, folder, monkeypatch):
+    lost = torch.full((3, 16), torch.nan)
+    monkeypatch.setattr(OpenSlideEncoder, "embed", lambda *_: lost)
+    with pytest.raises(BagError, match="NaN or an infinity"):
+        encode_slides(make_slide_encoder(), folder, tmp_path / "slides.parquet")
+    assert not (tmp_path / "slides.parquet").exists()
+
+
 def test_a_bag_of_too_many_tiles_is_named(tmp_path, folder):
     result = encode_slides(make_slide_encoder(max_tiles=50), folder, tmp_path / "slides.parquet")
     assert result.n_slides == 2

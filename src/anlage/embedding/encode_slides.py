@@ -35,6 +35,7 @@ from anlage.progress import meter
 LOGGER = logging.getLogger(__name__)
 TILES_AT_ONCE = 8192  # of small bags that share a pass
 SAVE_EVERY_S = 60.0
+NOT_FINITE = "its embedding holds NaN or an infinity. Use --precision fp32, or another encoder."
 DECIDES = ("fingerprint", "precision")  # whether a row of an earlier run is what this one makes
 
 
@@ -47,6 +48,7 @@ def encode_slides(
 ) -> EmbedSlidesResult:
     """Embed each slide by a slide encoder into one row of a Parquet table, and each patient.
 
+    A slide whose embedding is not finite is refused by name.
     A patient's embedding is the mean of those of its slides: tiles of several slides have no place
     on one grid. Bags are read one pass ahead. Rows are put aside every minute, and when the run
     ends early, in ``.<stem>.partial.parquet`` beside the table; the next run keeps those, and the
@@ -59,7 +61,8 @@ def encode_slides(
         patients: Catalogue, or CSV with columns slide_id and patient_id.
 
     Raises:
-        BagError: If no bag can be used, or they are not those of the slide encoder's tile encoder.
+        BagError: If no bag can be used or embedded, or they are not those of the slide encoder's
+            tile encoder.
         CatalogueError: If ``patients`` cannot be used.
         OSError: If the disk is full or refuses.
     """
@@ -75,6 +78,9 @@ def encode_slides(
         raise
     rows = [replace(row, patient_id=patient_of.get(name)) for name, row in made.rows.items()]
     rows.sort(key=lambda row: row.name)
+    if not rows:
+        msg = f"no slide could be embedded; the first of {len(refused)}: {refused[0]}"
+        raise BagError(str(bags), msg)
     write_table(output, rows, bag_set.attributes, about, level="slide")
     made.discard()
     result = EmbedSlidesResult(
@@ -112,6 +118,7 @@ class _RowsSoFar:
             if row.name in facts
             and row.bag_sha256 == facts[row.name].content_sha256
             and row.slide_mpp == facts[row.name].attributes.slide_mpp
+            and not _not_finite(row)
         }
 
     def add(self, rows: Sequence[TableRow]) -> None:
@@ -165,8 +172,9 @@ def _embed_those_left(
         for group in _read_ahead(bag_set, groups):
             refused += [bag for bag in group if isinstance(bag, BagError)]
             read = [bag for bag in group if not isinstance(bag, BagError)]
-            if read:
-                made.add(_rows(encoder, bag_set, read))
+            rows = _rows(encoder, bag_set, read) if read else []
+            refused += [_refusal(bag_set, row) for row in rows if _not_finite(row)]
+            made.add([row for row in rows if not _not_finite(row)])
             progress.advance(len(group))
 
 
@@ -232,6 +240,16 @@ def _rows(encoder: OpenSlideEncoder, bag_set: BagSet, bags: Sequence[LoadedBag])
         )
         for bag, length, embedding_P in zip(bags, lengths, embedding_BP.cpu().numpy(), strict=True)
     ]
+
+
+def _not_finite(row: TableRow) -> bool:
+    return not np.isfinite(row.embedding_P).all()
+
+
+def _refusal(bag_set: BagSet, row: TableRow) -> BagError:
+    error = BagError(bag_set.facts[row.name].place, NOT_FINITE)
+    LOGGER.warning("left out: %s", error)
+    return error
 
 
 def _mean(patient_id: str, slides: Sequence[TableRow]) -> TableRow:
