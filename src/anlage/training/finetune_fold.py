@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from anlage.bags.loader import BagBatch, TileChoice, step_draws
 from anlage.encoders.slide_model_folder import (
@@ -40,7 +41,7 @@ from anlage.training.finetune_optimizer import (
 from anlage.training.finetune_predictions import FoldPredictions, write_predictions
 from anlage.training.finetune_scores import first_score
 from anlage.training.finetune_state import CHECKPOINT, FoldState
-from anlage.training.finetune_step import Part, StepSettings, take_step
+from anlage.training.finetune_step import Part, StepSettings, named_slides, take_step
 from anlage.training.log import MetricsLog
 from anlage.training.precision import autocast_dtype
 from anlage.training.stopping import StopRequest
@@ -256,7 +257,7 @@ class _Fold:
         if not len(rows):
             return {}
         logits_NC = self._logits()
-        self._refuse_not_finite(logits_NC, "validation")
+        self._refuse_not_finite(logits_NC, rows, "validation")
         loss = float(self.objective.of_step(logits_NC, self.material.target_of(rows)))
         score_NP = self.objective.reads.scores(logits_NC).numpy()
         name, score, sign = first_score(self.material.targets, rows, score_NP)
@@ -268,11 +269,15 @@ class _Fold:
                 self._save_model()
         return {"val_loss": loss, f"val_{name}": score}
 
-    def _refuse_not_finite(self, value: torch.Tensor, side: str) -> None:
-        if not bool(torch.isfinite(value).all()):
+    def _refuse_not_finite(
+        self, value_NP: torch.Tensor, rows: NDArray[np.int64], side: str
+    ) -> None:
+        is_bad_N = ~torch.isfinite(value_NP).all(dim=1).cpu().numpy()
+        if is_bad_N.any():
             where = f"{self.told}, after step {self.state.step - 1}"
-            message = f"outputs of {side} slides are not finite. Lower the learning rate, or set "
-            raise TrainingError(where, f"{message}precision=fp32, in a new run folder.")
+            named = named_slides([self.material.targets.slide_ids[row] for row in rows[is_bad_N]])
+            message = f"outputs of {side} slides are not finite: {named}. Lower the learning rate, "
+            raise TrainingError(where, f"{message}or set precision=fp32, in a new run folder.")
 
     @torch.no_grad()
     def _logits(self) -> torch.Tensor:
@@ -336,7 +341,7 @@ class _Fold:
             for batch in self.material.whole_bags(rows, size=self.config.part_size)
         ]
         score_NP = torch.cat(scores)
-        self._refuse_not_finite(score_NP, "tested")
+        self._refuse_not_finite(score_NP, rows, "tested")
         return FoldPredictions(
             fold=self.split.name,
             targets=self.material.targets,

@@ -17,6 +17,8 @@ from anlage.models.slide_model import SlideModel, SlideOutput
 from anlage.objectives.slide_instances import instance_loss
 from anlage.training.finetune_objective import TaskObjective
 
+MOST_NAMED = 5  # slides in a message
+
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class StepSettings:
@@ -194,9 +196,13 @@ def _refuse_not_finite(value: Tensor, slide_ids: Sequence[str], settings: StepSe
 
 
 def _advice(slide_ids: Sequence[str]) -> str:
-    n_more = len(slide_ids) - 5
-    told = ", ".join(slide_ids[:5]) + (f" and {n_more} more" if n_more > 0 else "")
     return (
-        f"Its slides: {told}. The weights are those before the step. Lower the learning rate, or "
-        "set precision=fp32."
+        f"Its slides: {named_slides(slide_ids)}. The weights are those before the step. Lower the "
+        "learning rate, or set precision=fp32."
     )
+
+
+def named_slides(slide_ids: Sequence[str]) -> str:
+    """The first five slides, and how many more there are."""
+    n_more = len(slide_ids) - MOST_NAMED
+    return ", ".join(slide_ids[:MOST_NAMED]) + (f" and {n_more} more" if n_more > 0 else "")
