@@ -85,3 +85,20 @@ def test_unfit_values_are_refused(override: str, told: str) -> None:
     more = ("watch.every=null",) if "patience" in override else ()
     with pytest.raises(RecipeError, match=told):
         config_of(override, *more)
+
+
+@pytest.mark.parametrize(
+    "held", [("held_out.share=0.1",), ("held_out.share=0", "held_out.split=t")]
+)
+def test_bags_held_out_and_never_measured_are_refused(held: tuple[str, ...]) -> None:
+    with pytest.raises(
+        RecipeError, match=r"held_out keeps bags .* never measured: set watch.every"
+    ):
+        config_of(*held, "watch.every=null")
+    assert config_of("held_out.share=0", "watch.every=null").watch.every is None
+
+
+def test_the_published_recipe_measures_what_it_holds_out() -> None:
+    config = config_of(recipe="gigapath-slide")
+    assert config.held_out.share > 0
+    assert config.watch.every == 200

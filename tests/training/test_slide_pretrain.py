@@ -268,7 +268,7 @@ def test_bags_of_another_encoder_end_the_run_before_it_begins(tmp_path: Path) ->
 def test_bags_of_one_tile_are_left_out_and_counted(tmp_path: Path) -> None:
     folder = write_bags(tmp_path / "bags", n_slides=5)
     write_bag(bag_place(folder, "lone"), make_bag("lone", 1, tile_px=256, stride_px=256))
-    pretrain(folder, tmp_path / "run", "epochs=2", "watch.every=null")
+    pretrain(folder, tmp_path / "run", "epochs=2", "held_out.share=0", "watch.every=null")
     record = json.loads((tmp_path / "run" / "run.json").read_text())
     assert record["n_too_small"] == 1
     assert "lone" not in record["slides"]
@@ -290,6 +290,7 @@ def test_labels_are_probed_and_choose_the_best_encoder(bags: Path, tmp_path: Pat
     assert best["value"] == max(row["watch_knn"] for row in rows)
     chosen = load_slide_encoder(run / "best").config.provenance
     assert chosen["step"] == best["step"]
+    assert "/" not in chosen["watched"]["source"]
     assert chosen["watched"]["cases"] == ["p0", "p1", "p2", "p3", "p4", "p5"]
     record = json.loads((run / "run.json").read_text())
     held = {table.patient_of[slide] for slide in record["held_out"]}

@@ -112,7 +112,7 @@ class SlideWatch(Section):
 
     Attributes:
         every: Steps between two looks at the held-out bags and at the labelled slides; None for
-            never.
+            never, which needs none to be held out.
         label: Column of the table of slides that probes predict from slide embeddings; None for no
             probe.
         neighbours: k of the kNN probe.
@@ -241,6 +241,13 @@ class SlidePretrainConfig(Section):
             raise ValueError(msg)
         if self.optimizer.min_lr > self.optimizer.peak_lr:
             msg = "optimizer.min_lr needs to be at most optimizer.peak_lr"
+            raise ValueError(msg)
+        holds_out = self.held_out.share > 0 or self.held_out.split is not None
+        if holds_out and self.watch.every is None:
+            msg = (
+                "held_out keeps bags that are never measured: set watch.every, or held_out.share=0 "
+                "and no held_out.split"
+            )
             raise ValueError(msg)
         branches = self.model.segments, self.model.dilations
         refuse_unfit_sizes(self.decoder.width, self.decoder.n_heads, *branches)
