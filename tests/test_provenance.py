@@ -75,3 +75,16 @@ def test_git_commit_without_git(tmp_path, monkeypatch):
 def test_import_is_light():
     code = "import sys, anlage.provenance; assert not {'torch', 'numpy'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize(
+    ("named", "told"),
+    [
+        ("prov-gigapath-slide", "prov-gigapath-slide"),
+        ("/home/someone/run/encoder/", "encoder"),
+        ("preset=/home/someone/file.pth", "preset=file.pth"),
+        ("/home/some=one/encoder", "encoder"),
+    ],
+)
+def test_a_name_has_no_folders(named: str, told: str) -> None:
+    assert provenance.name_alone(named) == told

@@ -29,6 +29,15 @@ def sha256_of_json(value: Any) -> str:  # noqa: ANN401 - anything json can hold
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+def name_alone(named: str) -> str:
+    """A path, or ``NAME=FILE``, without its folders, which tell of a machine and its people."""
+    name, equals, file = named.partition("=")
+    if equals and "/" not in name:
+        return f"{name}={name_alone(file)}"
+    last = Path(named).name
+    return last if last not in {"", ".."} else Path(named).resolve().name
+
+
 def versions() -> dict[str, str]:
     """Installed versions of Python, anlage, torch and numpy, without importing them."""
     return {"python": platform.python_version()} | {name: _version(name) for name in VERSIONED}

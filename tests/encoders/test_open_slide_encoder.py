@@ -13,6 +13,7 @@ from anlage.encoders.open_encoder import open_encoder
 from anlage.encoders.open_slide_encoder import open_slide_encoder
 from anlage.encoders.slide_encoder import save_slide_encoder
 from anlage.encoders.slide_presets import SLIDE_PRESETS
+from anlage.encoders.weight_files import file_sha256
 from anlage.errors import DeviceError, EncoderError
 
 NAME = "prov-gigapath-slide"
@@ -42,7 +43,8 @@ def test_a_preset_with_its_file(shallow, caplog):
     with caplog.at_level(logging.INFO, "anlage"):
         encoder = open_slide_encoder(f"{NAME}={shallow}")
     assert "Apache-2.0 with conditions; gated" in caplog.text
-    assert encoder.config.provenance["file"] == str(shallow)
+    assert encoder.config.provenance["file"] == shallow.name  # a folder tells of people
+    assert encoder.config.provenance["sha256"] == file_sha256(shallow)
     assert encoder.config.provenance["preset"] == NAME
     features, cells = bag_of(60, input_width=24)
     assert encoder.embed(features, cells, [60]).shape == (1, 32)

@@ -333,6 +333,41 @@ def test_labels_without_patients_are_told_of(slides, tmp_path) -> None:
     assert end.result.notes[0].startswith("NO PATIENT INFORMATION: split by slide")
 
 
+def test_no_folder_of_this_machine_stands_in_files_that_travel(
+    slides, tmp_path, monkeypatch
+) -> None:
+    """The encoder's last name and fingerprint are told; a run goes on from wherever it lies."""
+    encoder = slide_encoder_folder(tmp_path / "someone" / "encoder")
+    how = ("epochs=2", "choice={keep: last, patience: null}")
+
+    def config(init: object) -> FinetuneConfig:
+        return config_of(f"model={{slide_encoder: {{init: {json.dumps(str(init))}}}}}", *how)
+
+    run = tmp_path / "run"
+    finetune(config(encoder), slides.bags, slides.labels, run)
+    for name in ("run.json", "result.json", "card.md", "fold-0/model/config.json"):
+        assert str(tmp_path) not in (run / name).read_text(), name
+    record = json.loads((run / "run.json").read_text())
+    assert record["config"]["model"]["slide_encoder"]["init"] == "encoder"
+    assert len(record["slide_encoder"]) == 64
+    (run / "fold-1/fold.json").unlink()
+    encoder.rename(tmp_path / "moved")
+    monkeypatch.chdir(tmp_path)
+    again = finetune(config("moved"), slides.bags, slides.labels, run, resume=True)
+    assert again.result.config["model"]["slide_encoder"]["init"] == "encoder"
+    file = tmp_path / "moved/config.json"
+    file.write_text(file.read_text().replace('"grid_um": 128.0', '"grid_um": 64.0'))
+    with pytest.raises(CheckpointError, match="needs the slide encoder it began with"):
+        finetune(config("moved"), slides.bags, slides.labels, run, resume=True)
+
+
+def test_parts_of_a_step_draw_their_own_dropout_and_stay(finished, slides, tmp_path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(finished.run_dir, run)
+    with pytest.raises(CheckpointError, match="accumulate was 1, is now 2"):
+        finetune(config_of("accumulate=2"), slides.bags, slides.labels, run, resume=True)
+
+
 def test_slides_without_a_patient_are_counted(slides, tmp_path) -> None:
     labels = tmp_path / "labels.csv"
     rows = two_classes(20, slides_each=2)

@@ -31,6 +31,7 @@ from anlage.bags.store import bag_place, write_bag
 from anlage.distributed import Ranks
 from anlage.encoders.slide_encoder import load_slide_encoder
 from anlage.errors import BagError, CheckpointError, TrainingError
+from anlage.training import slide_step
 from anlage.training.checkpoint import newest_checkpoint
 from anlage.training.log import read_metrics
 from anlage.training.run_saves import PretrainResult
@@ -207,6 +208,29 @@ def test_nan_stops_before_the_weights_and_names_the_slide(
     pairs = zip(seen["network"].parameters(), seen["before"], strict=True)
     assert all(torch.equal(now, before) for now, before in pairs)
     assert len(read_metrics(tmp_path / "run" / "metrics.jsonl")) == 2
+
+
+@pytest.mark.parametrize("part", [0, 1])
+def test_a_gradient_that_is_not_finite_is_traced_in_any_part(
+    bags: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: int
+) -> None:
+    """Parts are drawn again for it, as none is kept."""
+    seen: list[int] = []
+    measure = slide_step.hidden_error
+
+    def torn(predicted_MI, masked):
+        error_B = measure(predicted_MI, masked)
+        seen.append(masked.numbers[0])
+        if masked.numbers[0] == 8 + 2 * part:  # the third step
+            error_B.register_hook(lambda grad: grad * float("inf"))
+        return error_B
+
+    monkeypatch.setattr(slide_step, "hidden_error", torn)
+    with pytest.raises(TrainingError, match=r"the gradient of the encoder and decoder") as error:
+        pretrain(bags, tmp_path / "run", "accumulate=2", "watch.every=null", "held_out.share=0")
+    assert "(the loss is)" in str(error.value)
+    assert "First: " in str(error.value)
+    assert seen[-4:] == [8, 10, 8, 10]
 
 
 def test_resume_with_another_recipe_or_other_bags_is_refused(

@@ -19,7 +19,12 @@ from anlage.encoders.slide_encoder import (
 from anlage.encoders.slide_presets import SLIDE_PRESETS, SlidePreset
 from anlage.encoders.slide_weights import convert_slide_weights
 from anlage.encoders.tile_encoder import torch_device
-from anlage.encoders.weight_files import SUFFIXES, read_weight_file, state_dict_of
+from anlage.encoders.weight_files import (
+    SUFFIXES,
+    file_sha256,
+    read_weight_file,
+    state_dict_of,
+)
 from anlage.errors import EncoderError
 from anlage.folder_replacement import whole_folder
 from anlage.models.slide_encoder import SlideEncoder
@@ -74,16 +79,20 @@ def published_slide_encoder(
     Raises:
         EncoderError: If the weights cannot be had or are not exactly the preset's.
     """
-    origin: dict[str, str | None] = {"file": str(file)}
+    origin: dict[str, str | None]
     if file is None:
         found = cached_file(preset) or fetch_file(preset)
         file = found.path
         origin = {"file": found.file, "revision": found.revision}
+    else:
+        origin = {"file": file.name}
     stored, _ = state_dict_of(read_weight_file(file), path=file)
     converted = convert_slide_weights(stored, preset.architecture, path=file)
     with without_weights():
         network = SlideEncoder(**preset.architecture)
     network.load_state_dict(converted.weights, strict=True, assign=True)
+    if "revision" not in origin:
+        origin["sha256"] = file_sha256(file)
     facts = preset.model_dump(mode="json", include={"repo", "licence", "gated", "verified"})
     config = SlideEncoderConfig(
         architecture=preset.architecture,

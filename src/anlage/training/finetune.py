@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from anlage.bags.slide_labels import SlideLabels
 from anlage.errors import CheckpointError
 from anlage.files import write_text_whole
-from anlage.provenance import git_commit, versions
+from anlage.provenance import git_commit, name_alone, versions
 from anlage.training.finetune_config import FinetuneConfig
 from anlage.training.finetune_floors import mean_pool_scores, prior_scores
 from anlage.training.finetune_fold import PREDICTIONS, FoldEnd, train_fold
@@ -47,6 +47,7 @@ from anlage.training.stopping import stop_on_signals
 
 LOGGER = logging.getLogger(__name__)
 STAGE = "finetune"
+FREE = ("engine.",)  # dropout is drawn by parts, so accumulate is not free here
 SAME = {"labels": "labels", "splits": "folds", "slide_encoder": "slide encoder"}
 
 
@@ -121,7 +122,7 @@ def finetune(
                 return FinetuneEnd(run_dir, None, prepared.refused, len(ends))
             ends.append(end)
             LOGGER.info("fold %d of %d done", number + 1, len(prepared.splits))
-        result = _result(config, prepared, ends)
+        result = _result(_told(config, record), prepared, ends)
         join_predictions(run_dir / PREDICTIONS, [end.folder / PREDICTIONS for end in ends])
         write_result(run_dir, result)
     return FinetuneEnd(run_dir, result, prepared.refused, len(ends))
@@ -130,19 +131,36 @@ def finetune(
 def _claim(config: FinetuneConfig, prepared: Prepared, run_dir: Path) -> dict[str, Any]:
     """Take a new folder, or check that an old one is of this run; gives the run's record."""
     facts = {"stage": STAGE, **prepared.data}
-    record = record_of(config, facts, n_ranks=1)
     old = read_record(run_dir)
+    record = record_of(_told(config, old), facts, n_ranks=1)
     if old is None:
         table = table_of_folds(prepared.splits, prepared.material.targets)
         write_text_whole(run_dir / "splits.csv", table.text)
         write_record(run_dir, record)
         return record
-    compare_records(run_dir, old=old, new=record)
+    compare_records(run_dir, old=old, new=record, free=FREE)
     for name, what in SAME.items():
         if old.get(name) != record[name]:
             msg = f"needs the {what} it began with; got others. Start a new run folder."
             raise CheckpointError(run_dir, msg)
     return old
+
+
+def _told(config: FinetuneConfig, old: dict[str, Any] | None) -> FinetuneConfig:
+    """The recipe as files tell it: the slide encoder without its folder.
+
+    A run that goes on keeps the name that it began with, wherever the encoder lies now; it is the
+    same by its fingerprint.
+    """
+    choice = config.model.slide_encoder
+    if choice is None or choice.init is None:
+        return config
+    name = name_alone(choice.init)
+    if old is not None and old.get("slide_encoder") is not None:
+        name = old["config"]["model"]["slide_encoder"]["init"]
+    told = choice.model_copy(update={"init": name})
+    model = config.model.model_copy(update={"slide_encoder": told})
+    return config.model_copy(update={"model": model})
 
 
 def _provenance(record: dict[str, Any], prepared: Prepared) -> dict[str, Any]:

@@ -121,8 +121,20 @@ def has_begun(run_dir: Path) -> bool:
     )
 
 
-def compare_records(run_dir: Path, *, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
+def compare_records(
+    run_dir: Path,
+    *,
+    old: Mapping[str, Any],
+    new: Mapping[str, Any],
+    free: tuple[str, ...] = FREE,
+) -> None:
     """Refuse to resume a run with another recipe or other slides, naming what differs.
+
+    Args:
+        run_dir: The run's folder.
+        old: Its record.
+        new: What would go on with it.
+        free: Beginnings of the recipe's keys that may differ.
 
     Raises:
         CheckpointError: If the configuration or the data differs, or it is an imported run, or one
@@ -135,7 +147,7 @@ def compare_records(run_dir: Path, *, old: Mapping[str, Any], new: Mapping[str, 
         raise CheckpointError(run_dir, msg)
     before, now = _flat(old["config"]), _flat(new["config"])
     different = sorted(k for k in before.keys() | now.keys() if before.get(k) != now.get(k))
-    keys = [key for key in different if not key.startswith(FREE)]
+    keys = [key for key in different if not key.startswith(free)]
     for key in sorted(set(different) - set(keys)):
         told = "%s goes on with %s=%r; it was %r: numbers may differ in their last bits"
         LOGGER.info(told, run_dir, key, now.get(key), before.get(key))

@@ -17,6 +17,7 @@ from anlage.bags.loader import BagSet
 from anlage.bags.slide_labels import SlideLabels
 from anlage.distributed import ALONE, Ranks
 from anlage.progress import meter
+from anlage.provenance import name_alone
 from anlage.training.checkpoint import SavedCheckpoint, newest_checkpoint
 from anlage.training.checkpoint_writer import CheckpointWriter
 from anlage.training.log import log_of
@@ -36,7 +37,7 @@ from anlage.training.run_start import (
     refuse_uneven,
 )
 from anlage.training.slide_config import SlidePretrainConfig
-from anlage.training.slide_feed import ChosenBags, choose_bags, drawn_parts
+from anlage.training.slide_feed import ChosenBags, choose_bags, drawn_parts, step_again
 from anlage.training.slide_networks import MaskedBags
 from anlage.training.slide_saves import save_run_slide_encoder, save_slide_run, slide_record
 from anlage.training.slide_step import slide_step
@@ -179,7 +180,7 @@ def _record(
 ) -> dict[str, Any]:
     record = slide_record(config, chosen, n_ranks=ranks.world_size)
     if slides is not None:
-        record["watched"] = {"source": str(slides.path), "sha256": slides.fingerprint}
+        record["watched"] = {"source": name_alone(str(slides.path)), "sha256": slides.fingerprint}
     return record
 
 
@@ -253,7 +254,9 @@ def _train(
         while training.step < steps:
             parts.begin_step()
             taken = islice(parts, config.accumulate)
-            metrics, any_stops = slide_step(training, taken, wants_stop=bool(stop))
+            metrics, any_stops = slide_step(
+                training, taken, wants_stop=bool(stop), again=lambda: step_again(training, chosen)
+            )
             metrics |= parts.of_step(metrics["tiles"]) | watch.after_step(training)
             log.write(training.step - 1, metrics)
             shown.advance(note=f"loss {metrics['loss']:.3f}")
