@@ -62,6 +62,19 @@ def test_a_batch_larger_than_the_slides_takes_some_twice():
     assert [slide for _, slide in step].count("s0") in (2, 3)
 
 
+@pytest.mark.parametrize("batch_size", [5, 16])
+def test_a_step_of_distinct_slides_keeps_the_first_draw_of_each(batch_size):
+    """Of a batch across two epochs, and of one larger than all slides."""
+    given = {"seed": 3, "batch_size": batch_size, "first_step": 0, "last_step": 9}
+    plain = list(step_draws(SLIDES, **given))
+    found = list(step_draws(SLIDES, is_distinct=True, **given))
+    assert found != plain
+    for step, whole in zip(found, plain, strict=True):
+        slides = [slide for _, slide in whole]
+        assert {slide for _, slide in step} == set(slides)
+        assert step == [draw for n, draw in enumerate(whole) if slides.index(draw[1]) == n]
+
+
 @pytest.mark.parametrize(("slides", "batch_size"), [([], 1), (SLIDES, 0)])
 def test_draws_of_nothing_are_refused(slides, batch_size):
     with pytest.raises(ValueError, match="needs slides and a batch of at least 1"):

@@ -212,6 +212,29 @@ def test_folds_draw_their_own_weights(slides, tmp_path) -> None:
     assert weights[0] != weights[1]
 
 
+@pytest.mark.parametrize(("batch_size", "accumulate"), [(10, 5), (32, 1)])
+def test_cox_counts_no_slide_twice_in_a_step(
+    batch_size: int, accumulate: int, slides, tmp_path, monkeypatch
+) -> None:
+    """A step across two epochs, or larger than the training side, would draw some again."""
+    sizes = (f"batch_size={batch_size}", f"accumulate={accumulate}", "epochs=3")
+    config = config_of(*TASKS["survival_cox"], *sizes)
+    drawn: list[list[str]] = []
+    whole = finetune_fold.take_step
+
+    def noting(network, optimizer, parts, settings):
+        found = [next(parts) for _ in settings.sizes]
+        assert [len(part.batch.lengths) for part in found] == list(settings.sizes)
+        drawn.append([slide_id for part in found for slide_id in part.batch.slide_ids])
+        return whole(network, optimizer, iter(found), settings)
+
+    monkeypatch.setattr(finetune_fold, "take_step", noting)
+    assert train_fold(config, material_of(slides, config), SPLIT, tmp_path / "fold-0").is_finished
+    assert all(len(set(step)) == len(step) for step in drawn)
+    assert {len(step) for step in drawn} != {batch_size}
+    assert len(set().union(*drawn)) == len(TRAIN)
+
+
 def test_a_loss_that_explodes_names_the_slides(slides, tmp_path) -> None:
     config = config_of("task={kind: regression, target: tmb}", "optimizer.peak_lr=1e30")
     with pytest.raises(TrainingError, match=r"fold 0, step \d+: the .* is not finite. Its slides:"):

@@ -23,7 +23,13 @@ def epoch_order(slide_ids: Sequence[str], *, seed: int, epoch: int) -> list[str]
 
 
 def step_draws(
-    slide_ids: Sequence[str], *, seed: int, batch_size: int, first_step: int, last_step: int
+    slide_ids: Sequence[str],
+    *,
+    seed: int,
+    batch_size: int,
+    first_step: int,
+    last_step: int,
+    is_distinct: bool = False,
 ) -> Iterator[list[tuple[int, str]]]:
     """The bags of each step from ``first_step`` to before ``last_step``.
 
@@ -37,9 +43,11 @@ def step_draws(
         batch_size: Bags of a step, over all ranks; at least 1.
         first_step: The first step.
         last_step: The one that is not taken any more.
+        is_distinct: Leave out of a step what it has drawn already, in an epoch that ends in it or
+            where the batch is larger than all slides.
 
     Yields:
-        For each step ``batch_size`` pairs (g, slide_id).
+        For each step ``batch_size`` pairs (g, slide_id), or fewer if ``is_distinct``.
 
     Raises:
         ValueError: If there is no slide or the batch is empty.
@@ -58,4 +66,9 @@ def step_draws(
             if known[0] != epoch:
                 known = epoch, epoch_order(slide_ids, seed=seed, epoch=epoch)
             draws.append((g, known[1][place]))
-        yield draws
+        yield _first_of_each(draws) if is_distinct else draws
+
+
+def _first_of_each(draws: Sequence[tuple[int, str]]) -> list[tuple[int, str]]:
+    first = {slide_id: g for g, slide_id in reversed(draws)}
+    return [(g, slide_id) for g, slide_id in draws if first[slide_id] == g]

@@ -67,7 +67,8 @@ class Folds(Section):
     Attributes:
         kind: ``folds`` (each patient is tested once; classes spread evenly), ``random`` (so many
             independent divisions by the shares below: GigaPath's ten of 70/10/20), ``sites`` (folds
-            of whole hospitals, after Howard et al. 2021; the labels need a ``site``), or ``column``
+            of whole hospitals, after Howard et al. 2021; the labels need a ``site``; those that
+            choose the epoch are of the hospitals trained on), or ``column``
             (a column of the labels holds train, val and test, or numbers of folds).
         n: Folds, or random divisions; not of ``column``.
         validation: Share of all patients that ``random`` sets apart to choose the epoch on.
@@ -143,7 +144,8 @@ class FinetuneConfig(Section):
     Attributes:
         seed: Seed of everything random: folds, weights, order, dropout; 0 to 2**32 - 1.
         epochs: Times that training sees each bag.
-        batch_size: Bags of an optimiser step.
+        batch_size: Bags of an optimiser step. ``survival_cox``, which compares them, takes a slide
+            once a step: one that ends an epoch, or is larger than the training side, has fewer.
         accumulate: Parts in which a step's bags are taken, one after the other; must divide
             ``batch_size``. The step is that of all bags at once, with each part's own dropout.
         precision: ``auto`` (bf16 autocast where the processor computes it natively), ``bf16`` or

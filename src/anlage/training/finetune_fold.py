@@ -210,6 +210,7 @@ class _Fold:
             batch_size=config.batch_size,
             first_step=self.state.step,
             last_step=self.steps,
+            is_distinct=self.objective.compares_bags,
         )
 
     def _parts(self, draws: Iterator[list[Draw]]) -> Generator[BagBatch]:
