@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -153,3 +154,26 @@ def test_slides_of_a_patient_may_not_contradict_each_other(bags, tmp_path) -> No
 def test_labels_that_teach_nothing_are_refused(bags, tmp_path, columns, task, told) -> None:
     with pytest.raises(CatalogueError, match=told):
         targets(bags, tmp_path, columns, **task)
+
+
+def test_classes_that_yaml_made_numbers_of_are_those_of_the_column(bags, tmp_path) -> None:
+    task = Task(kind="binary", target="y", classes=[3.0, 4.0])  # type: ignore[arg-type]
+    assert task.classes == ("3", "4")
+    assert Task(kind="binary", target="y", positive=4.0).positive == "4"  # type: ignore[arg-type]
+
+
+def test_bags_are_gone_through_once_for_all_slides(bags, tmp_path) -> None:
+    class Counted(tuple):
+        n_times = 0
+
+        def __iter__(self):
+            Counted.n_times += 1
+            return super().__iter__()
+
+    counted = SimpleNamespace(slide_ids=Counted(bags.slide_ids), n_tiles=bags.n_tiles)
+    rows = [f"{slide_id},{number % 2}" for number, slide_id in enumerate(bags.slide_ids)]
+    path = tmp_path / "labels.csv"
+    path.write_text("\n".join(["slide_id,y", *rows]))
+    task = Task(kind="binary", target="y", unit="largest_slide")
+    targets_of(task, SlideLabels.open(path), counted)
+    assert Counted.n_times <= 2

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from anlage.bags.bag_set import BagSet
 from anlage.bags.slide_labels import SlideLabels
 from anlage.errors import CatalogueError
-from anlage.training.finetune_task_config import SURVIVAL, Task
+from anlage.training.finetune_task_config import SURVIVAL, Task, plain_value
 
 YES, NO = frozenset({"1", "1.0", "true", "yes"}), frozenset({"0", "0.0", "false", "no"})
 MOST_CLASSES = 1000
@@ -71,11 +71,10 @@ def targets_of(task: Task, labels: SlideLabels, bags: BagSet) -> Targets:
 
     Raises:
         CatalogueError: If a column is missing, values are not of the task, no two classes are
-            left, all are censored, a patient's slides contradict each other where the patient is
-            the unit, or a patient is at two sites.
+            left, all are censored, or a patient's slides contradict each other where the patient
+            is the unit.
     """
-    with_bag = [slide_id for slide_id in labels.slide_ids if slide_id in set(bags.slide_ids)]
-    labels = labels.select(sorted(with_bag))
+    labels = labels.select(sorted(set(bags.slide_ids).intersection(labels.slide_ids)))
     classes, target_NK, reason_N = _numbers(task, labels)
     left_out: dict[str, list[str]] = {}
     for slide_id, reason in zip(labels.slide_ids, reason_N, strict=True):
@@ -166,11 +165,7 @@ def _classes_found(task: Task, labels: SlideLabels, value_N: Sequence[Text]) -> 
 
 
 def _plain(value: Text) -> Text:
-    """The value as it is compared: 3.0, which a column with gaps makes of 3, is 3."""
-    if value is None:
-        return None
-    text = value.removesuffix(".0") if value.lstrip("-").removesuffix(".0").isdigit() else value
-    return text.lower() if text.lower() in {"true", "false"} else text
+    return None if value is None else plain_value(value)
 
 
 def _yes_or_no(task: Task, labels: SlideLabels, name: str) -> NDArray[np.float64]:
@@ -223,9 +218,9 @@ def _largest(
         held = best.get(patient)
         if held is None or n_tiles[slide_ids[number]] > n_tiles[slide_ids[held]]:
             best[patient] = number
-    kept = np.array(sorted(best.values()), dtype=int)
-    smaller = [slide_ids[number] for number in row.tolist() if number not in set(kept.tolist())]
-    return kept, smaller
+    kept = set(best.values())
+    smaller = [slide_ids[number] for number in row.tolist() if number not in kept]
+    return np.array(sorted(kept), dtype=int), smaller
 
 
 def _sites(labels: SlideLabels, slide_ids: Sequence[str]) -> NDArray[np.str_] | None:

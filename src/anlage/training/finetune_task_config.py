@@ -65,9 +65,9 @@ class Task(Section):
             return given
         told = dict(given)
         if isinstance(told.get("classes"), list | tuple):
-            told["classes"] = [_text(value) for value in told["classes"]]
+            told["classes"] = [plain_value(value) for value in told["classes"]]
         if told.get("positive") is not None:
-            told["positive"] = _text(told["positive"])
+            told["positive"] = plain_value(told["positive"])
         return told
 
     @model_validator(mode="after")
@@ -134,5 +134,9 @@ class Task(Section):
         return ", ".join(self.columns) + high
 
 
-def _text(value: object) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)
+def plain_value(value: object) -> str:
+    """A label as it is compared: 3.0, which a column with gaps makes of 3, is 3; True is true."""
+    text = str(value)
+    if text.lower() in {"true", "false"}:
+        return text.lower()
+    return text.removesuffix(".0") if text.lstrip("-").removesuffix(".0").isdigit() else text
