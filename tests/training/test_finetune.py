@@ -37,6 +37,7 @@ from anlage.errors import BagError, CatalogueError, CheckpointError, RecipeError
 from anlage.models.slide_encoder import SlideEncoder
 from anlage.probes.splits.tables import parse_split_table
 from anlage.recipe import load_recipe
+from anlage.training import finetune as finetune_module
 from anlage.training.finetune import FinetuneEnd, finetune
 from anlage.training.finetune_config import FinetuneConfig
 from anlage.training.finetune_plan import plan_lines
@@ -366,6 +367,20 @@ def test_parts_of_a_step_draw_their_own_dropout_and_stay(finished, slides, tmp_p
     shutil.copytree(finished.run_dir, run)
     with pytest.raises(CheckpointError, match="accumulate was 1, is now 2"):
         finetune(config_of("accumulate=2"), slides.bags, slides.labels, run, resume=True)
+
+
+def test_a_floor_that_a_fold_lacks_is_told_of(slides, tmp_path, monkeypatch) -> None:
+    whole = finetune_module.mean_pool_scores
+
+    def none_in_fold_1(targets, split, means):
+        return None if split.name == "1" else whole(targets, split, means)
+
+    monkeypatch.setattr(finetune_module, "mean_pool_scores", none_in_fold_1)
+    result = finetune(config_of("epochs=2"), slides.bags, slides.labels, tmp_path / "run").result
+    assert {score.predictor for score in result.scores} == {"model", "prior"}
+    assert result.difference is None
+    told = "No linear probe on the mean tile could be made in 1 of 3 folds (1), so that it is not"
+    assert any(note.startswith(told) for note in result.notes)
 
 
 def test_slides_without_a_patient_are_counted(slides, tmp_path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -172,7 +172,8 @@ def _provenance(record: dict[str, Any], prepared: Prepared) -> dict[str, Any]:
 
 def _result(config: FinetuneConfig, prepared: Prepared, ends: Sequence[FoldEnd]) -> FinetuneResult:
     targets, splits = prepared.material.targets, prepared.splits
-    predicted = _predicted(prepared, ends)
+    means = {split.name: mean_pool_scores(targets, split, prepared.means) for split in splits}
+    predicted = _predicted(prepared, ends, means)
     draws = Draws(n_resamples=config.resamples, seed=config.seed)
     scores = scores_of(targets, predicted, draws)
     difference = None
@@ -203,7 +204,13 @@ def _result(config: FinetuneConfig, prepared: Prepared, ends: Sequence[FoldEnd])
         scores=scores,
         difference=difference,
         leakage=leakage_of(prepared),
-        notes=notes_of(config, prepared, scores, difference),
+        notes=notes_of(
+            config,
+            prepared,
+            scores,
+            difference,
+            unprobed=[name for name, score_NP in means.items() if score_NP is None],
+        ),
         refused=prepared.refused,
         passed_over=prepared.passed_over,
         config=config.model_dump(mode="json"),
@@ -213,7 +220,11 @@ def _result(config: FinetuneConfig, prepared: Prepared, ends: Sequence[FoldEnd])
     )
 
 
-def _predicted(prepared: Prepared, ends: Sequence[FoldEnd]) -> dict[Predictor, Scored]:
+def _predicted(
+    prepared: Prepared,
+    ends: Sequence[FoldEnd],
+    means: Mapping[str, NDArray[np.float64] | None],
+) -> dict[Predictor, Scored]:
     """Test rows of the model and of each floor that could be made."""
     targets, splits = prepared.material.targets, prepared.splits
     pairs = list(zip(splits, ends, strict=True))
@@ -221,7 +232,6 @@ def _predicted(prepared: Prepared, ends: Sequence[FoldEnd]) -> dict[Predictor, S
         split.name: read_predictions(end.folder / PREDICTIONS, targets).of_side("test")[1]
         for split, end in pairs
     }
-    means = {split.name: mean_pool_scores(targets, split, prepared.means) for split in splits}
     priors = {split.name: prior_scores(targets, split) for split in splits}
     found: dict[Predictor, Scored | None] = {
         "model": rows_of_folds(targets, splits, scores),

@@ -11,7 +11,7 @@ from anlage.probes.splits.split import Split
 from anlage.probes.uncertainty.interval import FEWEST_RELIABLE_GROUPS
 from anlage.training.finetune_config import FinetuneConfig
 from anlage.training.finetune_preparation import Prepared
-from anlage.training.finetune_result import Estimate, Score
+from anlage.training.finetune_result import CALLED, Estimate, Score
 from anlage.training.finetune_targets import Targets
 
 UNITS = {
@@ -40,13 +40,16 @@ def notes_of(
     prepared: Prepared,
     scores: Sequence[Score],
     difference: Estimate | None,
+    *,
+    unprobed: Sequence[str] = (),
 ) -> list[str]:
-    """All notes, most important first."""
+    """All notes, most important first; ``unprobed`` are folds without a probe on mean tiles."""
     targets = prepared.material.targets
     return [
         *_patients(prepared),
         *_leakage(leakage_of(prepared)),
         *_floors(difference),
+        *_lacking(unprobed, prepared.splits),
         *_undefined(scores),
         *_task(config),
         *_classes(targets, prepared.splits),
@@ -112,6 +115,16 @@ def _floors(difference: Estimate | None) -> list[str]:
     if is_apart and not difference.is_unreliable:
         verdict = "is better than" if difference.value > 0 else "is WORSE than"
     return [f"The model {verdict} a linear probe on the mean tile: {difference.words}."]
+
+
+def _lacking(unprobed: Sequence[str], splits: Sequence[Split]) -> list[str]:
+    if not unprobed:
+        return []
+    told = f"{len(unprobed)} of {len(splits)} folds ({', '.join(unprobed[:10])})"
+    return [
+        f"No {CALLED['mean_pool']} could be made in {told}, so that it is not scored; "
+        "the log says why."
+    ]
 
 
 def _undefined(scores: Sequence[Score]) -> list[str]:
