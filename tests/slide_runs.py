@@ -77,10 +77,10 @@ def before_slide_steps(
     """Call ``act`` with the run and the step's parts before each step, while ``patch`` lasts."""
     take = slide_pretrain.slide_step
 
-    def acted(training, parts, *, wants_stop=False):
+    def acted(training, parts, **how):
         read = list(parts)
         act(training, read)
-        return take(training, read, wants_stop=wants_stop)
+        return take(training, read, **how)
 
     patch.setattr(slide_pretrain, "slide_step", acted)
 

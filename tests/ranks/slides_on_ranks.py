@@ -24,13 +24,13 @@ def poison(rank: int, before: dict[str, torch.Tensor]) -> None:
     """Have the third step meet a NaN on rank 1, and note the weights before it."""
     take = slide_pretrain.slide_step
 
-    def poisoned(training, parts, *, wants_stop):
+    def poisoned(training, parts, **how):
         read = list(parts)
         before.update({n: p.detach().clone() for n, p in training.network.named_parameters()})
         before["now"] = training.network
         if training.step == 2 and rank == 1:
             read[0].features_TI[0, 0] = float("nan")
-        return take(training, read, wants_stop=wants_stop)
+        return take(training, read, **how)
 
     slide_pretrain.slide_step = poisoned
 

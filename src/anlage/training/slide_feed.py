@@ -5,8 +5,10 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import islice
 
 from anlage.bags.loader import BagBatch, BagCache, BagSet, bag_batches, step_draws
 from anlage.bags.slide_labels import SlideLabels
@@ -231,6 +233,12 @@ def drawn_parts(
     )
     for batch in chosen.batches(draws, threads=threads):
         yield viewed(config, batch)
+
+
+def step_again(training: SlideTraining, chosen: ChosenBags) -> Iterator[MaskedBags]:
+    """The parts of the step that the run is at, once more."""
+    with closing(drawn_parts(training, chosen, threads=1)) as drawn:
+        yield from islice(drawn, training.config.accumulate)
 
 
 def viewed(config: SlidePretrainConfig, batch: BagBatch) -> MaskedBags:

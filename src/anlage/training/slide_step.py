@@ -6,7 +6,7 @@ Shape suffixes: B bags of a rank.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -28,7 +28,11 @@ MOST_NAMED = 8  # slides in a message
 
 
 def slide_step(
-    training: SlideTraining, parts: Iterable[MaskedBags], *, wants_stop: bool = False
+    training: SlideTraining,
+    parts: Iterable[MaskedBags],
+    *,
+    wants_stop: bool = False,
+    again: Callable[[], Iterable[MaskedBags]] = tuple,
 ) -> tuple[dict[str, float], bool]:
     """One optimiser step.
 
@@ -39,6 +43,7 @@ def slide_step(
         training: Network, optimiser and settings; changed in place.
         parts: This rank's bags, ``accumulate`` parts of as many bags each, read as they are needed.
         wants_stop: Whether this rank was asked to stop; all ranks are told.
+        again: Draws the same parts once more, to find where a gradient was not finite first.
 
     Returns:
         The step's metrics over all ranks, and whether any rank was asked to stop.
@@ -58,7 +63,7 @@ def slide_step(
     told, stops = _told(training, passed, wants_stop=wants_stop)
     told |= {f"gradient_norm_{name}": float(norm) for name, norm in norms.items()}
     if not all(_is_finite(value) for value in told.values()):
-        _refuse_to_go_on(training, passed, told)
+        _refuse_to_go_on(training, passed, told, again)
     training.optimizer.step()
     training.step += 1
     return {**told, "lr": rate}, stops
@@ -72,8 +77,8 @@ class _Passed:
         error_B: Error of each bag.
         drawn: Slide and number of each.
         n_tiles: Tiles of all.
-        suspects: Parts by number, on the CPU, to be looked at if something is not finite: those
-            with such an error, and the last. All would be a whole step in memory.
+        suspects: Parts by number, on the CPU, with an error that is not finite. All would be a
+            whole step in memory.
     """
 
     error_B: Tensor
@@ -98,7 +103,7 @@ def _passes(training: SlideTraining, parts: Iterable[MaskedBags]) -> _Passed:
         errors.append(error_b.detach())
         drawn += zip(bags.slide_ids, bags.numbers, strict=True)
         n_tiles += sum(bags.lengths)
-        if is_last or not error_b.isfinite().all():
+        if not error_b.isfinite().all():
             suspects[number] = bags
     assert len(errors) == config.accumulate, "a step has all its parts"
     return _Passed(torch.cat(errors), drawn, n_tiles, suspects)
@@ -144,7 +149,12 @@ def _told(
     return {"loss": loss, "tiles": tiles * training.ranks.world_size}, stops > 0
 
 
-def _refuse_to_go_on(training: SlideTraining, passed: _Passed, told: Mapping[str, float]) -> None:
+def _refuse_to_go_on(
+    training: SlideTraining,
+    passed: _Passed,
+    told: Mapping[str, float],
+    again: Callable[[], Iterable[MaskedBags]],
+) -> None:
     """Say what is not finite, where first, and in which slides.
 
     Raises:
@@ -157,7 +167,7 @@ def _refuse_to_go_on(training: SlideTraining, passed: _Passed, told: Mapping[str
         what = "the loss is not finite"
     finite = passed.error_B.isfinite().tolist()
     guilty = [pair for pair, ok in zip(passed.drawn, finite, strict=True) if not ok]
-    finding = _first_fault(training, passed.suspects)
+    finding = _first_fault(training, passed.suspects, again)
     own = (bool(guilty), guilty or passed.drawn, finding)
     of_all = training.ranks.objects(own)
     chosen = [entry for entry in of_all if entry[0]] or of_all
@@ -172,18 +182,25 @@ def _refuse_to_go_on(training: SlideTraining, passed: _Passed, told: Mapping[str
     )
 
 
-def _first_fault(training: SlideTraining, suspects: Mapping[int, MaskedBags]) -> Finding | None:
-    """What was not finite first on this rank; None too where the step cannot be run once more."""
+def _first_fault(
+    training: SlideTraining,
+    suspects: Mapping[int, MaskedBags],
+    again: Callable[[], Iterable[MaskedBags]],
+) -> Finding | None:
+    """What was not finite first on this rank; None too where the step cannot be run once more.
+
+    It is looked for in the parts at fault, or where only a gradient is, in all, drawn once more.
+    """
     inputs = {f"tile embeddings of part {n}": bags.features_TI for n, bags in suspects.items()}
     run_network, training.run_network = training.run_network, training.network
 
-    def again() -> None:
-        for number, bags in suspects.items():
+    def run_again() -> None:
+        for number, bags in suspects.items() or enumerate(again()):
             error_b = part_error(training, bags.to(training.device), number)
             torch.autograd.backward(error_b.mean())
 
     try:
-        return first_non_finite({"slide autoencoder": training.network}, again, inputs=inputs)
+        return first_non_finite({"slide autoencoder": training.network}, run_again, inputs=inputs)
     except Exception as error:  # noqa: BLE001 - no memory, say: must not hide what led here
         LOGGER.warning("what was not finite first could not be found: %s", error)
         return None
