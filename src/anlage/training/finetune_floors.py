@@ -6,13 +6,15 @@ Shape suffixes: N slides, M training slides, D width of a tile embedding, P numb
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
-from anlage.bags.loader import BagCache, BagSet
+from anlage.bags.loader import BagCache
 from anlage.errors import BagError
 from anlage.probes.linear.logistic import logistic_probe
 from anlage.probes.regression.cox import cox_probe_tuned
@@ -24,40 +26,44 @@ from anlage.training.finetune_task_config import SURVIVAL
 LOGGER = logging.getLogger(__name__)
 COST = 0.1  # of the data in the logistic probe, as of `anlage evaluate`
 INNER_FOLDS = 5
+ROWS = 1024  # tiles that are summed at a time
 Floats = NDArray[np.float64]
 
 
 def mean_tiles(
-    cache: BagCache, *, threads: int = 2
-) -> tuple[BagSet, dict[str, NDArray[np.float32]]]:
-    """The mean tile of each bag, all of which are read once: damaged ones are known from then on.
+    cache: BagCache, slide_ids: Sequence[str], *, threads: int = 2
+) -> tuple[dict[str, NDArray[np.float32]], list[BagError]]:
+    """The mean tile of bags, all of which are read once: damaged ones are known from then on.
 
     Args:
         cache: The bags; it keeps what fits.
+        slide_ids: Which of them.
         threads: Threads that read.
 
     Returns:
-        The set without damaged bags, which are in its ``refused``; (D,) means by slide.
-
-    Raises:
-        BagError: If none is left.
+        (D,) means by slide, and what is wrong with each bag that has none.
     """
 
     def mean_of(slide_id: str) -> NDArray[np.float32] | BagError:
         try:
-            features_LD = cache.take(slide_id).features_LD
+            return mean_tile(cache.take(slide_id).features_LD)
         except BagError as error:
             return error
-        return np.asarray(features_LD.double().mean(dim=0).float().numpy())
 
     with ThreadPoolExecutor(threads) as pool:
-        found = list(pool.map(mean_of, cache.bags.slide_ids))
-    pairs = list(zip(cache.bags.slide_ids, found, strict=True))
+        pairs = list(zip(slide_ids, pool.map(mean_of, slide_ids), strict=True))
     damaged = [mean for _, mean in pairs if isinstance(mean, BagError)]
     for error in damaged:
         LOGGER.warning("left out: %s", error)
-    means = {slide_id: mean for slide_id, mean in pairs if not isinstance(mean, BagError)}
-    return cache.bags.without(damaged) if damaged else cache.bags, means
+    return {name: mean for name, mean in pairs if not isinstance(mean, BagError)}, damaged
+
+
+def mean_tile(features_LD: Tensor) -> NDArray[np.float32]:
+    """(D,) mean of (L, D) float16 tiles, summed in float64 without a copy of them all."""
+    total_D = torch.zeros(features_LD.shape[1], dtype=torch.float64)
+    for part_LD in torch.split(features_LD, ROWS):
+        total_D += part_LD.sum(dim=0, dtype=torch.float64)
+    return np.asarray((total_D / len(features_LD)).float().numpy())
 
 
 def prior_scores(targets: Targets, split: Split) -> Floats:

@@ -92,8 +92,8 @@ def prepare(
         splits: Table of sides, in place of ``config.folds``.
         device: Where to train.
         threads: Threads that read bags.
-        reads_bags: Read each bag once, so that damaged ones are left out before folds are made;
-            False looks at headers alone.
+        reads_bags: Read each bag of the task once, so that damaged ones are left out before folds
+            are made; False looks at headers alone.
 
     Raises:
         BagError: If bags are of several encoders, or of another one than the slide encoder takes.
@@ -117,10 +117,9 @@ def prepare(
     cache = BagCache(found)
     means: dict[str, NDArray[np.float32]] = {}
     if reads_bags:
-        whole, means = mean_tiles(cache, threads=threads)
+        whole, targets, means = _read(config, labels, cache, targets, threads=threads)
         if whole is not found:
-            found, targets = whole, targets_of(config.task, labels, whole)
-            folds = folds_of(config, targets, labels, splits=splits)
+            found, folds = whole, folds_of(config, targets, labels, splits=splits)
     material = Material(
         bags=found,
         targets=targets,
@@ -169,6 +168,24 @@ def _bags(
             found.attributes, width=found.width, n_tiles=max(found.n_tiles), place=found.folder
         )
     return found
+
+
+def _read(
+    config: FinetuneConfig, labels: SlideLabels, cache: BagCache, targets: Targets, *, threads: int
+) -> tuple[BagSet, Targets, dict[str, NDArray[np.float32]]]:
+    """Read the task's bags: the set without damaged ones, its targets, and the mean tiles.
+
+    Another slide of a patient may stand in for a damaged one, and is read then.
+    """
+    found = cache.bags
+    means: dict[str, NDArray[np.float32]] = {}
+    while unread := [slide_id for slide_id in targets.slide_ids if slide_id not in means]:
+        more, damaged = mean_tiles(cache, unread, threads=threads)
+        means |= more
+        if damaged:
+            found = found.without(damaged)
+            targets = targets_of(config.task, labels, found)
+    return found, targets, means
 
 
 def _n_without_patient(targets: Targets, folds: list[Split], labels: SlideLabels) -> int:
