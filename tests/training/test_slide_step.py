@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from slide_runs import micro_slide_config, write_bags
 
 from anlage.bags.loader import BagSet
+from anlage.distributed import ALONE
 from anlage.training.slide_feed import choose_bags, drawn_parts
 from anlage.training.slide_networks import MaskedBags
 from anlage.training.slide_step import part_error, slide_step
@@ -63,6 +65,27 @@ def test_parts_and_recomputing_give_the_step_of_the_whole_batch(
     for name, tensor in tensors.items():
         assert taken[name] is not None
         torch.testing.assert_close(taken[name], tensor, rtol=1e-4, atol=2e-6, msg=name)
+
+
+@pytest.mark.parametrize(("device", "pinned"), [("cpu", 0), ("cuda", 2)])
+def test_memory_is_pinned_for_a_cuda_run_alone(
+    bags: BagSet, monkeypatch: pytest.MonkeyPatch, device: str, pinned: int
+) -> None:
+    """What goes to the device is, not the whole bags that it is taken from; nothing on a CPU."""
+    config = micro_slide_config("accumulate=2")
+    chosen = choose_bags(config, bags)
+    asked: list[int] = []
+    empty = torch.empty
+
+    def counted(*size, pin_memory: bool = False, **how):
+        asked.extend([size[0][0]] * pin_memory)
+        return empty(*size, **how)
+
+    run = SimpleNamespace(config=config, step=0, steps=1, ranks=ALONE, device=torch.device(device))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch, "empty", counted)
+    parts = list(drawn_parts(run, chosen, threads=1))
+    assert asked == [len(part.features_TI) for part in parts][:pinned]
 
 
 def test_the_loss_is_the_mean_of_bags_one_by_one(bags: BagSet) -> None:

@@ -49,7 +49,7 @@ class BagBatch:
     Attributes:
         slide_ids: Slide of each bag, B of them.
         numbers: Global number g of each draw.
-        features_TD: (T, D) float32 tile embeddings on the CPU, pinned where there is CUDA.
+        features_TD: (T, D) float32 tile embeddings on the CPU, pinned where that is asked for.
         corner_T2: (T, 2) int64 corners (x, y), level-0 pixels.
         cell_T2: (T, 2) int64 cells (x, y) of the slide encoder's grid, from 0.
         lengths: Tiles of each bag, at least 1; their sum is T.
@@ -84,6 +84,7 @@ def bag_batches(
     threads: int = 2,
     cache: BagCache | None = None,
     choice: TileChoice | None = None,
+    is_pinned: bool = False,
 ) -> Generator[BagBatch]:
     """The bags of each step: the same batches whatever the number of threads.
 
@@ -98,6 +99,7 @@ def bag_batches(
         cache: Bags in memory, of this set or of one that it is part of, which outlive the
             generator; None for a new one.
         choice: Which tiles of each bag to take, and in which order; None for all as they are.
+        is_pinned: Put features where a CUDA device, which must be there, reads them without a wait.
 
     Raises:
         BagError: If a bag cannot be read, was replaced, or holds NaN or an infinity.
@@ -107,7 +109,9 @@ def bag_batches(
     choice = TileChoice(seed=0) if choice is None else choice
     ahead: deque[_Growing] = deque()
     steps = iter(draws)
-    with _Packer(bags, cache, choice, grid_um=grid_um, threads=threads) as packer:
+    with _Packer(
+        bags, cache, choice, grid_um=grid_um, threads=threads, is_pinned=is_pinned
+    ) as packer:
         while True:
             for step in _as_many_as_fit(steps, ahead):
                 ahead.append(packer.begin(step))
@@ -132,10 +136,17 @@ class _Packer:
     """Threads that put bags into batches; a context manager."""
 
     def __init__(
-        self, bags: BagSet, cache: BagCache, choice: TileChoice, *, grid_um: float, threads: int
+        self,
+        bags: BagSet,
+        cache: BagCache,
+        choice: TileChoice,
+        *,
+        grid_um: float,
+        threads: int,
+        is_pinned: bool,
     ) -> None:
         self._bags, self._cache, self._choice, self._grid_um = bags, cache, choice, grid_um
-        self._memory = RecycledMemory()
+        self._is_pinned, self._memory = is_pinned, RecycledMemory()
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="anlage-bags")
 
     def __enter__(self) -> Self:
@@ -167,7 +178,7 @@ class _Packer:
 
     def _empty(self, n_tiles: int) -> Tensor:
         """Room for features; torch recycles pinned memory itself."""
-        if torch.cuda.is_available():
+        if self._is_pinned:
             return torch.empty((n_tiles, self._bags.width), pin_memory=True)
         return self._memory.empty(n_tiles, self._bags.width)
 

@@ -68,6 +68,7 @@ class Material:
             threads=self.threads,
             cache=self.cache,
             choice=choice,
+            is_pinned=self.device.type == "cuda",
         )
         try:
             yield from map(self._moved, read)

@@ -232,7 +232,7 @@ def drawn_parts(
         config, chosen, first_step=training.step, last_step=training.steps, ranks=training.ranks
     )
     for batch in chosen.batches(draws, threads=threads):
-        yield viewed(config, batch)
+        yield viewed(config, batch, is_pinned=training.device.type == "cuda")
 
 
 def step_again(training: SlideTraining, chosen: ChosenBags) -> Iterator[MaskedBags]:
@@ -241,8 +241,8 @@ def step_again(training: SlideTraining, chosen: ChosenBags) -> Iterator[MaskedBa
         yield from islice(drawn, training.config.accumulate)
 
 
-def viewed(config: SlidePretrainConfig, batch: BagBatch) -> MaskedBags:
-    """A batch as its draws see it."""
+def viewed(config: SlidePretrainConfig, batch: BagBatch, *, is_pinned: bool = False) -> MaskedBags:
+    """A batch as its draws see it, in pinned memory or not."""
     firsts = [0]
     for length in batch.lengths[:-1]:
         firsts.append(firsts[-1] + length)
@@ -258,4 +258,4 @@ def viewed(config: SlidePretrainConfig, batch: BagBatch) -> MaskedBags:
         )
         for g, first, length in zip(batch.numbers, firsts, batch.lengths, strict=True)
     ]
-    return masked_bags(batch, views)
+    return masked_bags(batch, views, is_pinned=is_pinned)

@@ -56,21 +56,23 @@ class MaskedBags:
         return replace(self, **moved)
 
 
-def masked_bags(batch: BagBatch, views: list[BagView]) -> MaskedBags:
+def masked_bags(batch: BagBatch, views: list[BagView], *, is_pinned: bool = False) -> MaskedBags:
     """The tiles of a batch that its views keep, packed anew.
 
     Args:
         batch: Whole bags.
         views: One of each.
+        is_pinned: Put features where a CUDA device, which must be there, reads them without a wait.
     """
     firsts = torch.tensor([0, *batch.lengths[:-1]]).cumsum(0).tolist()
     row_T = torch.cat(
         [torch.from_numpy(v.row_K) + first for v, first in zip(views, firsts, strict=True)]
     )
+    room = torch.empty((len(row_T), batch.features_TD.shape[1]), pin_memory=is_pinned)
     return MaskedBags(
         slide_ids=batch.slide_ids,
         numbers=batch.numbers,
-        features_TI=batch.features_TD[row_T],
+        features_TI=torch.index_select(batch.features_TD, 0, row_T, out=room),
         cell_T2=torch.cat([torch.from_numpy(view.cell_K2) for view in views]),
         is_visible_T=torch.cat([torch.from_numpy(view.is_visible_K) for view in views]),
         lengths=tuple(len(view.row_K) for view in views),
