@@ -45,6 +45,13 @@ def test_the_tiles_of_a_tissue_mask_have_a_cell_each(slide_mpp):
     np.testing.assert_array_equal(cell_L2, wanted)
 
 
+def test_a_corner_one_pixel_short_of_a_cell_is_in_it_unlike_in_the_published_code():
+    corner = np.array([0, 254, 255, 256, 510, 511, 512])
+    cell_L2 = grid_cells(np.stack([corner, corner], axis=1), slide_mpp=0.5, grid_um=128.0)
+    differs = cell_L2[:, 0] != corner // 256
+    assert corner[differs].tolist() == [255, 511]
+
+
 def test_overlapping_and_repeated_tiles_share_cells():
     corner_L2 = np.array([[0, 0], [256, 0], [512, 0], [0, 0]])  # half of a 128 um cell apart
     cell_L2 = grid_cells(corner_L2, slide_mpp=0.25, grid_um=128.0)

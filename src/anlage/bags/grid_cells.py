@@ -29,8 +29,8 @@ def grid_cells(corner_L2: ArrayLike, *, slide_mpp: float, grid_um: float) -> NDA
         ValueError: If ``slide_mpp`` or ``grid_um`` is not a positive number.
 
     Source: Xu et al. 2024, A whole-slide foundation model for digital pathology from real-world
-        data, Nature 630:181, Methods. Their code floors corner / 256
-        in pixels, which is the same at 0.5 um a pixel.
+        data, Nature 630:181, Methods. Their code floors corner / 256 in pixels. At 0.5 um a pixel
+        that is the same but for corners one pixel short of a cell, 255 say, which here are in it.
     """
     if not (0 < slide_mpp < np.inf and 0 < grid_um < np.inf):
         msg = (
