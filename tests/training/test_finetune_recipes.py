@@ -193,6 +193,9 @@ def test_pandas_segments_are_those_of_its_largest_slide() -> None:
         (("model.pooling={kind: [a]}",), "one of the kinds"),
         (("model.pooling=[3]",), "model.pooling"),
         (("model.slide_encoder={init: a, grid_um: 64.0}",), "brings its grid"),
+        (("task.penalty=huber",), "penalty is of kind=regression; got kind=binary"),
+        (("task.link=cumulative",), "link is of kind=ordinal; got kind=binary"),
+        (("task.ties=breslow",), "ties is of kind=survival_cox; got kind=binary"),
         (("recompute=true",), "recompute is of the slide encoder"),
         (
             ("task={kind: regression, class_weights: balanced}",),

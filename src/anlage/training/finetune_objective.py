@@ -5,7 +5,7 @@ Shape suffixes: M training slides, B bags, C outputs, K numbers of a target.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -14,9 +14,9 @@ from torch import Tensor
 
 from anlage.encoders.slide_model_folder import SlideTask
 from anlage.objectives.slide_classification import binary_loss, class_loss, label_loss
-from anlage.objectives.slide_ordinal import ordinal_loss
-from anlage.objectives.slide_regression import Moments, regression_loss, target_moments
-from anlage.objectives.slide_survival import bin_of, cox_loss, hazard_loss, survival_bins
+from anlage.objectives.slide_ordinal import Link, ordinal_loss
+from anlage.objectives.slide_regression import Moments, Penalty, regression_loss, target_moments
+from anlage.objectives.slide_survival import Ties, bin_of, cox_loss, hazard_loss, survival_bins
 from anlage.training.finetune_targets import Targets
 from anlage.training.finetune_task_config import Task
 
@@ -32,12 +32,18 @@ class TaskObjective:
         class_weight_C: Weight of each class, or of each label's positives; None for 1.
         moments: Mean and deviation of numbers on the training side.
         edges_C: Inner edges of the intervals of time.
+        link: Of ordinal grades.
+        ties: Of Cox's loss.
+        penalty: Of numbers.
     """
 
     reads: SlideTask
     class_weight_C: Tensor | None = None
     moments: Moments | None = None
     edges_C: Tensor | None = None
+    link: Link = "coral"
+    ties: Ties = "efron"
+    penalty: Penalty = "mse"
 
     @property
     def n_outputs(self) -> int:
@@ -72,7 +78,8 @@ class TaskObjective:
                 return label_loss(logits_BC, target_BK, positive_weight_C=self.class_weight_C)
             case "regression":
                 assert self.moments is not None
-                return regression_loss(logits_BC, self.moments.standardised(target_BK))
+                standard_BC = self.moments.standardised(target_BK)
+                return regression_loss(logits_BC, standard_BC, penalty=self.penalty)
             case "survival_discrete":
                 assert self.edges_C is not None
                 span_B = bin_of(target_BK[:, 0], self.edges_C)
@@ -83,7 +90,7 @@ class TaskObjective:
     def of_step(self, logits_B1: Tensor, target_BK: Tensor) -> Tensor:
         """The loss of all bags of a step together, a scalar; the mean where bags stand alone."""
         if self.compares_bags:
-            return cox_loss(logits_B1, target_BK[:, 0], target_BK[:, 1])
+            return cox_loss(logits_B1, target_BK[:, 0], target_BK[:, 1], ties=self.ties)
         return self.per_bag(logits_B1, target_BK).mean()
 
     def on(self, device: torch.device) -> TaskObjective:
@@ -91,15 +98,15 @@ class TaskObjective:
         moments = self.moments and Moments(*(part.to(device) for part in self.moments))
         weight = None if self.class_weight_C is None else self.class_weight_C.to(device)
         edges = None if self.edges_C is None else self.edges_C.to(device)
-        return TaskObjective(
-            reads=self.reads, class_weight_C=weight, moments=moments, edges_C=edges
-        )
+        return replace(self, class_weight_C=weight, moments=moments, edges_C=edges)
 
     def _of_class(self, logits_BC: Tensor, target_B: Tensor) -> Tensor:
         if self.reads.kind == "multi_class":
             return class_loss(logits_BC, target_B, class_weight_C=self.class_weight_C)
-        plain = binary_loss if self.reads.kind == "binary" else ordinal_loss
-        loss_B = plain(logits_BC, target_B)
+        if self.reads.kind == "binary":
+            loss_B = binary_loss(logits_BC, target_B)
+        else:
+            loss_B = ordinal_loss(logits_BC, target_B, link=self.link)
         if self.class_weight_C is None:
             return loss_B
         return loss_B * self.class_weight_C.to(loss_B)[target_B.long()]
@@ -133,7 +140,15 @@ def objective_of(targets: Targets, train: NDArray[np.int64]) -> TaskObjective:
         edges=() if edges is None else tuple(edges.tolist()),
     )
     weight = _weights(task, target_MK, len(targets.classes))
-    return TaskObjective(reads=reads, class_weight_C=weight, moments=moments, edges_C=edges)
+    return TaskObjective(
+        reads=reads,
+        class_weight_C=weight,
+        moments=moments,
+        edges_C=edges,
+        link=task.link,
+        ties=task.ties,
+        penalty=task.penalty,
+    )
 
 
 def _weights(task: Task, target_MK: Tensor, n_classes: int) -> Tensor | None:

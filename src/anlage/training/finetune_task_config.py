@@ -6,6 +6,9 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, PositiveInt, model_validator
 
+from anlage.objectives.slide_ordinal import Link
+from anlage.objectives.slide_regression import Penalty
+from anlage.objectives.slide_survival import Ties
 from anlage.training.section import Section
 
 Kind = Literal[
@@ -19,6 +22,7 @@ Kind = Literal[
 ]
 Unit = Literal["slide", "largest_slide", "patient"]
 SURVIVAL = ("survival_cox", "survival_discrete")
+LOSSES = {"link": "ordinal", "ties": "survival_cox", "penalty": "regression"}
 FOR_EXAMPLE = "such as --set task.target=LABEL"
 
 
@@ -41,6 +45,9 @@ class Task(Section):
         intervals: Spans of time of ``survival_discrete``, cut at quantiles of the training events.
         class_weights: ``balanced`` weighs a class by n / (classes * its slides) of the training
             side; of ``multi_label`` the positives of each column by negatives / positives.
+        link: Of ``ordinal``: ``coral``, or ``cumulative`` (proportional odds).
+        ties: Of ``survival_cox``, how events at one time share their risk set.
+        penalty: Of ``regression``: ``mse``, or ``huber``, linear beyond one deviation.
         unit: ``slide``: each slide has its label and its prediction; ``largest_slide``: of each
             patient the slide with most tiles (GigaPath's mutations); ``patient``: all slides of a
             patient train by its label, and the mean of their predictions is the patient's.
@@ -55,6 +62,9 @@ class Task(Section):
     event: str | None = None
     intervals: Annotated[PositiveInt, Field(ge=2)] = 4
     class_weights: Literal["none", "balanced"] = "none"
+    link: Link = "coral"
+    ties: Ties = "efron"
+    penalty: Penalty = "mse"
     unit: Unit = "slide"
 
     @model_validator(mode="before")
@@ -85,6 +95,14 @@ class Task(Section):
         if isinstance(self.target, tuple) and self.kind != "multi_label":
             msg = f"several targets are of multi_label; got kind={self.kind}. Name one column"
             raise ValueError(msg)
+        return self
+
+    @model_validator(mode="after")
+    def _losses_are_of_their_kind(self) -> Self:
+        for name, kind in LOSSES.items():
+            if kind != self.kind and getattr(self, name) != type(self).model_fields[name].default:
+                msg = f"{name} is of kind={kind}; got kind={self.kind}. Leave it out"
+                raise ValueError(msg)
         return self
 
     @model_validator(mode="after")
