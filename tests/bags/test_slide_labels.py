@@ -105,11 +105,12 @@ def test_barcodes_give_patients_and_sites_only_if_asked_for(tmp_path, caplog):
 
 
 def test_patients_can_be_named_by_another_table_or_column(tmp_path, caplog):
-    path = write(tmp_path, "slide_id,who,hospital\ns1,p1,n\ns2,,s\n")
-    labels = SlideLabels.open(path, patient="who", site="hospital")
+    cases = write(tmp_path, "slide_id,case_id,site\ns1,p1,n\ns2,,s\n", "cases.csv")
+    labels = SlideLabels.open(cases)
     assert labels.patient_of == {"s1": "p1", "s2": "s2"}
     assert labels.site_of == {"s1": "n", "s2": "s"}
-    assert "1 slides have no who" in caplog.text
+    assert "1 slides have no case_id" in caplog.text
+    path = write(tmp_path, "slide_id,y\ns1,1\ns2,0\n")
     slides = write(tmp_path, "slide_id,patient_id\ns1,p7\ns2,p7\n", "slides.csv")
     assert SlideLabels.open(path, slides=slides).patient_of == {"s1": "p7", "s2": "p7"}
     slides.write_text("slide_id,patient_id\ns1,p7\n")
@@ -200,5 +201,3 @@ def test_columns_of_the_wrong_kind_are_refused(tmp_path):
         labels.column("stage")
     with pytest.raises(CatalogueError, match="finite numbers; got 'inf' for slide 's3'"):
         labels.select(["s3"]).numbers("months")
-    with pytest.raises(CatalogueError, match="needs a column 'hospital'"):
-        SlideLabels.open(write(tmp_path, TABLE), site="hospital")

@@ -54,8 +54,6 @@ class SlideLabels:
         slides: str | Path | None = None,
         slide_ids: Sequence[str] = (),
         ids: Ids | None = None,
-        patient: str | None = None,
-        site: str | None = None,
     ) -> SlideLabels:
         """Read labels.
 
@@ -69,8 +67,6 @@ class SlideLabels:
             slide_ids: Slides that there are, for a table of patients and ``ids``.
             ids: ``tcga`` to take patients and sites that no column gives, and patients that one
                 leaves out, from TCGA barcodes.
-            patient: Column of patients, if it has another name.
-            site: Column of sites, if it is not ``site``.
 
         Raises:
             CatalogueError: If a table cannot be read, lacks a column, gives a slide two patients or
@@ -78,15 +74,14 @@ class SlideLabels:
                 barcode though they are asked for.
         """
         path = Path(path)
-        named = (patient,) if patient else PATIENT_COLUMNS
-        table = read_label_table(path, keys=(SLIDE, *named))
+        table = read_label_table(path, keys=(SLIDE, *PATIENT_COLUMNS))
         if table.key != SLIDE:
             table = _of_slides(table, _owners(path, slides, slide_ids, ids))
         return cls(
             path,
             table.keys,
-            _patients(table, named, None if slides is None else Path(slides), ids),
-            _sites(table, site, ids),
+            _patients(table, None if slides is None else Path(slides), ids),
+            _sites(table, ids),
             table,
         )
 
@@ -185,10 +180,8 @@ def _of_slides(patients: LabelTable, owners: Mapping[str, str]) -> LabelTable:
     return patients.rows(rows, key=SLIDE, keys=slides)
 
 
-def _patients(
-    table: LabelTable, named: Sequence[str], slides: Path | None, ids: Ids | None
-) -> dict[str, str]:
-    column = next((name for name in named if name in table.columns), None)
+def _patients(table: LabelTable, slides: Path | None, ids: Ids | None) -> dict[str, str]:
+    column = next((name for name in PATIENT_COLUMNS if name in table.columns), None)
     if column is not None:
         return _patients_of_column(table, column, slides, ids)
     if slides is not None:
@@ -235,9 +228,9 @@ def _refuse_two_patients(
             raise CatalogueError(path, f"{msg}. Name patients alike in both.")
 
 
-def _sites(table: LabelTable, site: str | None, ids: Ids | None) -> dict[str, str]:
-    if site is not None or SITE in table.columns:
-        pairs = zip(table.keys, table.column(site or SITE), strict=True)
+def _sites(table: LabelTable, ids: Ids | None) -> dict[str, str]:
+    if SITE in table.columns:
+        pairs = zip(table.keys, table.column(SITE), strict=True)
         return {slide_id: where for slide_id, where in pairs if where is not None}
     if ids == "tcga":
         return {slide_id: tcga_site(slide_id) for slide_id in table.keys}
