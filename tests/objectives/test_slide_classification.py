@@ -27,9 +27,9 @@ WEIGHTS = torch.tensor([1.0, 2, 0.5, 3])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
 def test_binary_equals_one_bag_at_a_time(dtype: torch.dtype) -> None:
     logits = LOGITS[:, :1].to(dtype)
-    found = binary_loss(logits, BINARY, positive_weight=2.5)
+    found = binary_loss(logits, BINARY)
     expected = [
-        slow_binary_loss(logit, target, positive_weight=2.5)
+        slow_binary_loss(logit, target)
         for logit, target in zip(logits[:, 0].tolist(), BINARY.tolist(), strict=True)
     ]
     assert found.dtype == torch.float32
@@ -87,7 +87,7 @@ def test_sure_logits_cost_nothing_when_right_and_their_size_when_wrong(size: flo
 
 
 LOSSES = {
-    "binary": lambda z: binary_loss(z[:, :1], BINARY, positive_weight=2.0),
+    "binary": lambda z: binary_loss(z[:, :1], BINARY),
     "class": lambda z: class_loss(z, CLASSES, class_weight_C=WEIGHTS),
     "label": lambda z: label_loss(z, LABELS, positive_weight_C=WEIGHTS),
 }
@@ -115,7 +115,6 @@ def test_descent_learns_the_labels() -> None:
         (lambda: binary_loss(LOGITS[:, :1], BINARY[:, None]), "got (6, 1) and (6, 1)"),
         (lambda: binary_loss(LOGITS[:, :1], CLASSES), "whole numbers, 0 to 1; got [3.0, 2.0]"),
         (lambda: binary_loss(LOGITS[:, :1] * NAN, BINARY), "finite logits; got 6 of 6"),
-        (lambda: binary_loss(LOGITS[:, :1], BINARY, positive_weight=0), "positive_weight > 0"),
         (lambda: class_loss(LOGITS, CLASSES[:4]), "got (6, 4) and (4,)"),
         (lambda: class_loss(LOGITS, CLASSES + 1), "0 to 3; got [4.0]"),
         (lambda: class_loss(LOGITS, CLASSES - 1), "0 to 3; got [-1.0, -1.0]"),

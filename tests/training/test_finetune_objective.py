@@ -14,7 +14,9 @@ from anlage.training.finetune_targets import Targets
 from anlage.training.finetune_task_config import Task
 
 
-def objective(rows: list[list[float]], classes: tuple[str, ...] = (), **task: str) -> TaskObjective:
+def objective(
+    rows: list[list[float]], classes: tuple[str, ...] = (), **task: object
+) -> TaskObjective:
     n = len(rows)
     names = np.array([f"s{number}" for number in range(n)])
     found = Targets(
@@ -55,3 +57,12 @@ def test_events_at_one_time_share_their_risk_set_as_told() -> None:
         found[ties] = float(of.of_step(risk, target.double()))
         assert found[ties] == float(cox_loss(risk, target[:, 0], target[:, 1], ties=ties))
     assert found["efron"] < found["breslow"]
+
+
+def test_censored_slides_weigh_as_told() -> None:
+    logits, target = torch.zeros(2, 2), torch.tensor([[1.0, 1], [1.0, 0]]).double()
+    task = {"kind": "survival_discrete", "time": "t", "event": "e", "intervals": 2}
+    rows = [[1, 1], [2, 1], [3, 1], [4, 0]]
+    whole, less = (objective(rows, **task, censored_weight=weight) for weight in (1.0, 0.25))
+    found, expected = less.per_bag(logits, target), whole.per_bag(logits, target)
+    torch.testing.assert_close(found, expected * torch.tensor([1.0, 0.25]))

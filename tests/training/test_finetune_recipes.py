@@ -195,6 +195,7 @@ def test_pandas_segments_are_those_of_its_largest_slide() -> None:
         (("model.slide_encoder={init: a, grid_um: 64.0}",), "brings its grid"),
         (("task.penalty=huber",), "penalty is of kind=regression; got kind=binary"),
         (("task.link=cumulative",), "link is of kind=ordinal; got kind=binary"),
+        (("task.censored_weight=0.6",), "censored_weight is of kind=survival_discrete"),
         (("task.ties=breslow",), "ties is of kind=survival_cox; got kind=binary"),
         (("recompute=true",), "recompute is of the slide encoder"),
         (

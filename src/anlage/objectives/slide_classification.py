@@ -9,35 +9,31 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from anlage.objectives.refusals import need_positive
 from anlage.objectives.slide_targets import need_finite, need_shapes, need_whole_numbers
 
 
-def binary_loss(logits_B1: Tensor, target_B: Tensor, *, positive_weight: float = 1.0) -> Tensor:
+def binary_loss(logits_B1: Tensor, target_B: Tensor) -> Tensor:
     """Binary cross entropy of one logit a bag, in float32.
 
-        L = - w y log sigmoid(z) - (1 - y) log sigmoid(-z)
+        L = - y log sigmoid(z) - (1 - y) log sigmoid(-z)
 
     Args:
         logits_B1: (B, 1) logits, any floating dtype.
         target_B: (B,) 0 or 1.
-        positive_weight: Weight w of positive bags, > 0.
 
     Returns:
         (B,) float32, 0 or more.
 
     Raises:
-        ValueError: If a shape does not fit, a logit is not finite, a target is not 0 or 1, or the
-            weight is not > 0.
+        ValueError: If a shape does not fit, a logit is not finite, or a target is not 0 or 1.
 
     Source: torch's ``BCEWithLogitsLoss``, without its mean over bags.
     """
     need_shapes("binary_loss", logits_B1, target_B, n_outputs=1)
     need_finite("binary_loss", "logits", logits_B1)
-    need_positive("binary_loss", "positive_weight", positive_weight)
     target = need_whole_numbers("binary_loss", target_B, n_classes=2).float()
     logit_B = logits_B1[:, 0].float()
-    positive_B = -functional.logsigmoid(logit_B) * positive_weight
+    positive_B = -functional.logsigmoid(logit_B)
     return target * positive_B - (1 - target) * functional.logsigmoid(-logit_B)
 
 

@@ -72,16 +72,6 @@ def grade_probabilities(logits_BK: Tensor) -> Tensor:
     return torch.cat([one_B1, above_BK], dim=1) - torch.cat([above_BK, one_B1 * 0], dim=1)
 
 
-def grade(logits_BK: Tensor) -> Tensor:
-    """(B,) int64 grade, 0 to K: thresholds that are more likely passed than not.
-
-    This is the median of ``grade_probabilities``.
-
-    Source: Cao et al. 2020, CORAL, arXiv:1901.07884, equation 1.
-    """
-    return (logits_BK.cummin(dim=1).values > 0).sum(dim=1)
-
-
 def _grade_surprise(logit_BK: Tensor, grade_B: Tensor) -> Tensor:
     """(B,) minus log of s(a) - s(b) for the logits a > b around each grade.
 

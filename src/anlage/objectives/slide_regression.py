@@ -34,10 +34,6 @@ class Moments(NamedTuple):
         standard_BC: Tensor = (column_BC.double() - self.mean_C) / self.deviation_C
         return standard_BC.float()
 
-    def value(self, logits_BC: Tensor) -> Tensor:
-        """(B, C) float64 outputs of the model in the target's own unit."""
-        return logits_BC.double() * self.deviation_C + self.mean_C
-
 
 def target_moments(target_NC: Tensor) -> Moments:
     """Mean and deviation of each output.

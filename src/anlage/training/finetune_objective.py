@@ -34,6 +34,7 @@ class TaskObjective:
         edges_C: Inner edges of the intervals of time.
         link: Of ordinal grades.
         ties: Of Cox's loss.
+        censored_weight: Of censored slides, where time is cut into intervals.
         penalty: Of numbers.
     """
 
@@ -43,6 +44,7 @@ class TaskObjective:
     edges_C: Tensor | None = None
     link: Link = "coral"
     ties: Ties = "efron"
+    censored_weight: float = 1.0
     penalty: Penalty = "mse"
 
     @property
@@ -83,7 +85,9 @@ class TaskObjective:
             case "survival_discrete":
                 assert self.edges_C is not None
                 span_B = bin_of(target_BK[:, 0], self.edges_C)
-                return hazard_loss(logits_BC, span_B, target_BK[:, 1])
+                return hazard_loss(
+                    logits_BC, span_B, target_BK[:, 1], censored_weight=self.censored_weight
+                )
             case _:
                 return self._of_class(logits_BC, target_BK[:, 0])
 
@@ -147,6 +151,7 @@ def objective_of(targets: Targets, train: NDArray[np.int64]) -> TaskObjective:
         edges_C=edges,
         link=task.link,
         ties=task.ties,
+        censored_weight=task.censored_weight,
         penalty=task.penalty,
     )
 

@@ -22,7 +22,12 @@ Kind = Literal[
 ]
 Unit = Literal["slide", "largest_slide", "patient"]
 SURVIVAL = ("survival_cox", "survival_discrete")
-LOSSES = {"link": "ordinal", "ties": "survival_cox", "penalty": "regression"}
+LOSSES = {
+    "link": "ordinal",
+    "ties": "survival_cox",
+    "censored_weight": "survival_discrete",
+    "penalty": "regression",
+}
 FOR_EXAMPLE = "such as --set task.target=LABEL"
 
 
@@ -47,6 +52,7 @@ class Task(Section):
             side; of ``multi_label`` the positives of each column by negatives / positives.
         link: Of ``ordinal``: ``coral``, or ``cumulative`` (proportional odds).
         ties: Of ``survival_cox``, how events at one time share their risk set.
+        censored_weight: Of ``survival_discrete``: weight of censored slides, 1 - alpha of MCAT.
         penalty: Of ``regression``: ``mse``, or ``huber``, linear beyond one deviation.
         unit: ``slide``: each slide has its label and its prediction; ``largest_slide``: of each
             patient the slide with most tiles (GigaPath's mutations); ``patient``: all slides of a
@@ -64,6 +70,7 @@ class Task(Section):
     class_weights: Literal["none", "balanced"] = "none"
     link: Link = "coral"
     ties: Ties = "efron"
+    censored_weight: Annotated[float, Field(ge=0.0, le=1.0)] = 1.0
     penalty: Penalty = "mse"
     unit: Unit = "slide"
 
