@@ -73,7 +73,7 @@ def test_the_fingerprint_is_that_of_the_content(tmp_path):
     assert BagSet.open(tmp_path / "one", slide_ids=["a"]).fingerprint != one.fingerprint
 
 
-def test_bad_bags_are_left_out_by_name(tmp_path, caplog):
+def test_bad_bags_are_left_out_by_name(tmp_path, caplog, monkeypatch):
     fill(tmp_path, {"good": 7, "nothing": 0, "short": 9, "large": 11, "alias": 3, "blind": 8})
     short = tmp_path / "short.h5"
     short.write_bytes(short.read_bytes()[:-40])
@@ -86,8 +86,9 @@ def test_bad_bags_are_left_out_by_name(tmp_path, caplog):
     before.coords[1] = 5, -1
     for bag in (outside, before):
         write_bag(tmp_path / f"{bag.slide_id}.h5", bag)
+    monkeypatch.setattr("anlage.bags.bag_set.MAX_TILES", 10)
     with caplog.at_level(logging.WARNING):
-        bags = BagSet.open(tmp_path, max_tiles=10)
+        bags = BagSet.open(tmp_path)
     assert bags.slide_ids == ("good",)
     assert bags.empty == ("nothing",)
     reasons = {
@@ -107,12 +108,13 @@ def test_bad_bags_are_left_out_by_name(tmp_path, caplog):
     assert "1 slide has a bag without a tile: nothing" in caplog.text
 
 
-def test_a_set_of_nothing_says_why(tmp_path):
+def test_a_set_of_nothing_says_why(tmp_path, monkeypatch):
+    monkeypatch.setattr("anlage.bags.bag_set.MAX_TILES", 10)
     with pytest.raises(BagError, match="0 refused, 0 without a tile, 0 missing"):
         BagSet.open(tmp_path)
     fill(tmp_path, {"a": 0, "b": 20})
     with pytest.raises(BagError, match=r"1 refused .*b.h5: needs at most.*, 1 without a tile, 1"):
-        BagSet.open(tmp_path, slide_ids=["a", "b", "c"], max_tiles=10)
+        BagSet.open(tmp_path, slide_ids=["a", "b", "c"])
     with pytest.raises(BagError, match="no such folder"):
         BagSet.open(tmp_path / "nowhere")
 

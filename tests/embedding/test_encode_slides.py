@@ -210,8 +210,9 @@ def test_no_finite_embedding_at_all_leaves_no_table(tmp_path, folder, monkeypatc
     assert not (tmp_path / "slides.parquet").exists()
 
 
-def test_a_bag_of_too_many_tiles_is_named(tmp_path, folder):
-    result = encode_slides(make_slide_encoder(max_tiles=50), folder, tmp_path / "slides.parquet")
+def test_a_bag_of_too_many_tiles_is_named(tmp_path, folder, monkeypatch):
+    monkeypatch.setattr("anlage.bags.bag_set.MAX_TILES", 50)
+    result = encode_slides(make_slide_encoder(), folder, tmp_path / "slides.parquet")
     assert result.n_slides == 2
     assert "at most 50 tiles; got 65" in str(result.refused[0])
 

@@ -27,7 +27,7 @@ from anlage.errors import BagError
 from anlage.slides.storage.location import is_remote
 
 LOGGER = logging.getLogger(__name__)
-MAX_TILES = 1_000_000
+MAX_TILES = 1_000_000  # of a bag; larger ones are refused
 REMOTE_THREADS = 16
 ROWS_AT_ONCE = 128  # their bits stay in the cache of a core
 WITHOUT_SIGN, INFINITY = np.uint16(0x7FFF), 0x7C00  # bits of float16; those of NaN come after it
@@ -92,7 +92,6 @@ class BagSet:
         bags: str | Path,
         *,
         slide_ids: Sequence[str] | None = None,
-        max_tiles: int = MAX_TILES,
         width: int | None = None,
         grid_um: float | None = None,
     ) -> BagSet:
@@ -101,7 +100,6 @@ class BagSet:
         Args:
             bags: Folder or URL of bags, all of one encoder.
             slide_ids: The slides to take; None for all.
-            max_tiles: Most tiles of a bag; larger ones are refused.
             width: Embedding width that the bags need to have; None for that of the first.
             grid_um: Edge of a cell of the slide encoder's grid, micrometres, for ``crowded``.
 
@@ -113,7 +111,7 @@ class BagSet:
         wanted = list(places) if slide_ids is None else list(dict.fromkeys(slide_ids))
         missing = tuple(slide_id for slide_id in wanted if slide_id not in places)
         pairs = [(places[slide_id], slide_id) for slide_id in wanted if slide_id in places]
-        read = partial(_facts_or_error, max_tiles=max_tiles, grid_um=grid_um)
+        read = partial(_facts_or_error, max_tiles=MAX_TILES, grid_um=grid_um)
         with ThreadPoolExecutor(REMOTE_THREADS if is_remote(str(bags)) else 1) as threads:
             found = list(threads.map(read, pairs))
         refused = tuple(facts for facts in found if isinstance(facts, BagError))

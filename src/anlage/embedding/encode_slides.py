@@ -141,7 +141,7 @@ class _RowsSoFar:
 
 def _bags_for(encoder: OpenSlideEncoder, bags: str | Path) -> BagSet:
     config = encoder.config
-    bag_set = BagSet.open(bags, max_tiles=config.max_tiles, grid_um=config.grid_um)
+    bag_set = BagSet.open(bags, grid_um=config.grid_um)
     made, place = bag_set.attributes, bag_set.facts[bag_set.slide_ids[0]].place
     encoder.refuse_bag(made, width=bag_set.width, n_tiles=max(bag_set.n_tiles), place=place)
     if config.tile_encoder.fingerprint is None and not made.encoder_name:

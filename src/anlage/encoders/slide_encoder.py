@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from anlage.bags.bag import NAMED, BagAttributes
-from anlage.bags.bag_set import BagSet
+from anlage.bags.bag_set import MAX_TILES, BagSet
 from anlage.encoders.bundled import CONFIG
 from anlage.encoders.network_folder import (
     read_config,
@@ -79,7 +79,6 @@ class SlideEncoderConfig(BaseModel):
         tile_encoder: Whose bags it takes.
         pooling: ``cls``, the slide token; ``mean``, the mean of the tiles in context.
         layers: States whose pooled values stand side by side; None for the output.
-        max_tiles: Most tiles of a bag.
         provenance: What made it: recipe, run, step, bags' fingerprint, versions.
         weights_sha256: Checksum of the weights; ``save_slide_encoder`` fills it in.
     """
@@ -92,7 +91,6 @@ class SlideEncoderConfig(BaseModel):
     tile_encoder: TileEncoderFacts
     pooling: SlidePooling = "cls"
     layers: tuple[int, ...] | None = None
-    max_tiles: int = Field(default=1_000_000, gt=0)
     provenance: dict[str, Any] = Field(default_factory=dict)
     weights_sha256: str | None = None
 
@@ -219,8 +217,8 @@ def refuse_bag(
     made_for = config.tile_encoder
     if n_tiles == 0:
         raise BagError(place, "holds no tiles. Leave the slide out.")
-    if n_tiles > config.max_tiles:
-        msg = f"needs at most {config.max_tiles:,} tiles; got {n_tiles:,}. Raise max_tiles."
+    if n_tiles > MAX_TILES:
+        msg = f"needs at most {MAX_TILES:,} tiles; got {n_tiles:,}. Embed larger tiles."
         raise BagError(place, msg)
     if width != made_for.width:
         msg = f"is {width} wide; the slide encoder takes {made_for.name}, {made_for.width} wide. "

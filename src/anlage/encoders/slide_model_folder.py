@@ -144,7 +144,6 @@ class SlideModelConfig(BaseModel):
         task: What it predicts.
         tile_encoder: Whose bags it takes.
         grid_um: Edge of a cell of the slide's grid, micrometres.
-        max_tiles: Most tiles of a bag.
         provenance: What made it: recipe, fold, patients it was trained on, bags, versions.
         weights_sha256: Checksum of the weights; ``save_slide_model`` fills it in.
     """
@@ -156,7 +155,6 @@ class SlideModelConfig(BaseModel):
     task: SlideTask
     tile_encoder: TileEncoderFacts
     grid_um: Positive = 128.0
-    max_tiles: int = Field(default=1_000_000, gt=0)
     provenance: dict[str, Any] = Field(default_factory=dict)
     weights_sha256: str | None = None
 
@@ -260,7 +258,6 @@ class OpenSlideModel:
             architecture={},
             grid_um=self.config.grid_um,
             tile_encoder=self.config.tile_encoder,
-            max_tiles=self.config.max_tiles,
         )
         refuse_bag(takes, attributes, width=width, n_tiles=n_tiles, place=place)
 

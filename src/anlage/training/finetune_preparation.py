@@ -32,7 +32,6 @@ from anlage.training.finetune_result import LeftOut
 from anlage.training.finetune_targets import Targets, targets_of
 
 LOGGER = logging.getLogger(__name__)
-MAX_TILES = 1_000_000
 ON_NO_SIDE = "on no side of the splits"
 PRECISION = "precision"
 UNLABELLED = "with a bag and without a row in the labels"
@@ -160,7 +159,6 @@ def _bags(
     found = BagSet.open(
         bags,
         slide_ids=labels.slide_ids,
-        max_tiles=MAX_TILES if encoder is None else encoder.config.max_tiles,
         grid_um=grid_um_of(config, encoder),
     )
     if encoder is not None:
