@@ -172,6 +172,14 @@ def test_tiles_that_overflow_stop_too() -> None:
         stepped(network, parts_of(bags([[0], [1]]), 2), settings(reads, instance_weight=0.5))
 
 
+def test_thresholds_that_do_not_fall_stop_too() -> None:
+    reads = SlideTask(kind="ordinal", target=("grade",), classes=("0", "1", "2", "3"))
+    how = settings(reads)
+    how = replace(how, objective=replace(how.objective, link="cumulative"))
+    with pytest.raises(TrainingError, match="step 0: ordinal_loss: needs logits that fall.*slide"):
+        stepped(model(3), parts_of(bags([[0], [1], [2]]), 3), how)
+
+
 def test_a_gradient_that_overflows_stops_too() -> None:
     network = model(1)
     before = copy.deepcopy(network.state_dict())

@@ -259,7 +259,11 @@ class _Fold:
             return {}
         logits_NC = self._logits()
         self._refuse_not_finite(logits_NC, rows, "validation")
-        loss = float(self.objective.of_step(logits_NC, self.material.target_of(rows)))
+        try:
+            loss = float(self.objective.of_step(logits_NC, self.material.target_of(rows)))
+        except ValueError as error:  # such as thresholds of grades that met
+            where = f"{self.told}, after step {state.step - 1}"
+            raise TrainingError(where, str(error)) from error
         score_NP = self.objective.reads.scores(logits_NC).numpy()
         name, score, sign = first_score(self.material.targets, rows, score_NP)
         if choice.keep == "best":

@@ -113,7 +113,7 @@ def _in_one_pass(network: SlideModel, parts: Iterator[Part], settings: StepSetti
 def _carried_back(network: SlideModel, part: Part, settings: StepSettings, number: int) -> float:
     """The share of a part in the loss, whose gradient is added to the others'."""
     output = _outputs(network, part, settings, number)
-    loss = settings.objective.of_step(output.logits_BC, part.target_BK)
+    loss = _loss(output.logits_BC, part.target_BK, part.batch.slide_ids, settings)
     if settings.instance_weight:
         share = settings.instance_weight
         loss = (1 - share) * loss + share * _of_instances(output, part, settings)
@@ -127,8 +127,8 @@ def _in_two_passes(network: SlideModel, parts: Iterator[Part], settings: StepSet
     pairs = [_first_pass(network, next(parts), settings, n) for n in range(len(settings.sizes))]
     logits_NC = torch.cat([logits_BC for logits_BC, _ in pairs]).requires_grad_()
     target_NK = torch.cat([part.target_BK for _, part in pairs])
-    loss = settings.objective.of_step(logits_NC, target_NK)
     slide_ids = [slide_id for _, part in pairs for slide_id in part.batch.slide_ids]
+    loss = _loss(logits_NC, target_NK, slide_ids, settings)
     _refuse_not_finite(loss, slide_ids, settings)
     (gradient_NC,) = torch.autograd.grad(loss, logits_NC)
     gradients = torch.split(gradient_NC, list(settings.sizes))
@@ -137,6 +137,15 @@ def _in_two_passes(network: SlideModel, parts: Iterator[Part], settings: StepSet
         torch.autograd.backward(output.logits_BC, gradient_BC)
         del output
     return float(loss.detach())
+
+
+def _loss(
+    logits_NC: Tensor, target_NK: Tensor, slide_ids: Sequence[str], settings: StepSettings
+) -> Tensor:
+    try:
+        return settings.objective.of_step(logits_NC, target_NK)
+    except ValueError as error:  # such as thresholds of grades that met
+        raise TrainingError(settings.told, f"{error} {_advice(slide_ids)}") from error
 
 
 @torch.no_grad()
