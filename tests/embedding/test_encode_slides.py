@@ -68,7 +68,7 @@ def test_a_slide_is_what_the_encoder_gives(monkeypatch, tmp_path, folder, encode
 
 
 def test_what_made_the_table_is_in_it(tmp_path, folder):
-    encoder = make_slide_encoder(layers=(0, 2), pooling="mean", provenance={"preset": "small"})
+    encoder = make_slide_encoder(pooling="mean", provenance={"preset": "small"})
     result = encode_slides(encoder, folder, tmp_path / "slides.parquet")
     about = json.loads(pq.read_schema(result.output).metadata[b"anlage"])
     assert (about["format"], about["level"], about["pooling"]) == (
@@ -78,12 +78,11 @@ def test_what_made_the_table_is_in_it(tmp_path, folder):
     assert about["slide_encoder"] == {
         "name": "small",
         "fingerprint": encoder.fingerprint,
-        "layers": [0, 2],
         "grid_um": 112.0,
         "precision": "fp32",
     }
     assert (about["encoder_name"], about["encoder_fingerprint"]) == ("anlage-tiny", "e" * 64)
-    assert embeddings(result.output).shape == (3, 32)
+    assert embeddings(result.output).shape == (3, 16)
 
 
 def test_a_patient_is_the_mean_of_its_slides(tmp_path, folder, encoder):

@@ -27,15 +27,15 @@ def save(folder, **changes):
 
 
 def test_a_folder_comes_back_the_same(tmp_path):
-    encoder = save(tmp_path / "e", layers=(0, 2), pooling="mean", provenance={"step": 7})
+    encoder = save(tmp_path / "e", pooling="mean", provenance={"step": 7})
     loaded = load_slide_encoder(tmp_path / "e")
     assert not loaded.network.training
-    assert loaded.width == 32
+    assert loaded.width == 16
     assert loaded.fingerprint == encoder.fingerprint
     assert loaded.config.provenance == {"step": 7}
     found = loaded.embed(*bags(), LENGTHS)
     assert torch.equal(found, encoder.embed(*bags(), LENGTHS))
-    assert (found.shape, found.dtype, found.requires_grad) == ((3, 32), torch.float32, False)
+    assert (found.shape, found.dtype, found.requires_grad) == ((3, 16), torch.float32, False)
 
 
 def test_no_random_number_is_drawn_by_loading(tmp_path):
@@ -50,7 +50,6 @@ def test_no_random_number_is_drawn_by_loading(tmp_path):
     [
         {"seed": 1},
         {"pooling": "mean"},
-        {"layers": (2,)},
         {"grid_um": 128.0},
         {"architecture": {**ARCHITECTURE, "pad": "zero"}},
         {"tile_encoder": TILE_ENCODER.model_copy(update={"mpp": 1.0})},
@@ -129,7 +128,6 @@ def turn_a_bit(folder):
             lambda f: change(f, tile_encoder={**TILE_ENCODER.model_dump(), "width": 13}),
             "input_width and the tile encoder's width to be one; got 12 and 13",
         ),
-        (lambda f: change(f, layers=[3]), r"layers from 0 .*got \[3\]"),
     ],
 )
 def test_a_damaged_folder_is_refused(tmp_path, damage, told):

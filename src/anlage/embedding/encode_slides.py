@@ -157,7 +157,6 @@ def _told(encoder: OpenSlideEncoder) -> dict[str, Any]:
     return {
         "name": str(config.provenance.get("preset", "")),
         "fingerprint": encoder.fingerprint,
-        "layers": None if config.layers is None else list(config.layers),
         "grid_um": config.grid_um,
         "precision": encoder.precision,
     }

@@ -78,7 +78,6 @@ class SlideEncoderConfig(BaseModel):
         grid_um: Edge of a cell of the slide's grid, micrometres.
         tile_encoder: Whose bags it takes.
         pooling: ``cls``, the slide token; ``mean``, the mean of the tiles in context.
-        layers: States whose pooled values stand side by side; None for the output.
         provenance: What made it: recipe, run, step, bags' fingerprint, versions.
         weights_sha256: Checksum of the weights; ``save_slide_encoder`` fills it in.
     """
@@ -90,7 +89,6 @@ class SlideEncoderConfig(BaseModel):
     grid_um: Positive
     tile_encoder: TileEncoderFacts
     pooling: SlidePooling = "cls"
-    layers: tuple[int, ...] | None = None
     provenance: dict[str, Any] = Field(default_factory=dict)
     weights_sha256: str | None = None
 
@@ -135,8 +133,7 @@ class OpenSlideEncoder:
     @property
     def width(self) -> int:
         """Width P of a slide embedding."""
-        layers = self.config.layers
-        return self.network.width * (1 if layers is None else len(layers))
+        return self.network.width
 
     @cached_property
     def fingerprint(self) -> str:
@@ -144,7 +141,7 @@ class OpenSlideEncoder:
 
         Not over the precision.
         """
-        decides = {"format", "architecture", "grid_um", "pooling", "layers", "tile_encoder"}
+        decides = {"format", "architecture", "grid_um", "pooling", "tile_encoder"}
         weights = weights_sha256(self.network.state_dict())
         return sha256_of_json([self.config.model_dump(mode="json", include=decides), weights])
 
@@ -169,7 +166,6 @@ class OpenSlideEncoder:
                 features_TD.to(self.device, non_blocking=True),
                 cell_T2.to(self.device, non_blocking=True),
                 lengths,
-                layers=self.config.layers,
                 pooling=self.config.pooling,
             )
         return pooled_BP.float()
@@ -293,10 +289,6 @@ def _load(folder: str | Path) -> tuple[SlideEncoderConfig, SlideEncoder]:
             f"and {config.tile_encoder.width}. Correct the configuration."
         )
         raise EncoderError(place / CONFIG, msg)
-    try:
-        network.states_asked_for(config.layers)
-    except ValueError as error:
-        raise EncoderError(place / CONFIG, f"{error} Correct the configuration.") from error
     return config, network
 
 

@@ -243,7 +243,7 @@ def _noted_block(opened: Opened, layer: int | None) -> NotedBlock | None:
 
 def _last_used(opened: Opened, network: SlideEncoder) -> int:
     """The last block whose output reaches what the model says; later ones are not run."""
-    used = opened.network.layers if isinstance(opened, OpenSlideModel) else opened.config.layers
+    used = opened.network.layers if isinstance(opened, OpenSlideModel) else None
     return max(used) if used else network.depth
 
 
