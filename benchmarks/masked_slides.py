@@ -44,7 +44,7 @@ from anlage.slides.indexing.index import index_slides
 from anlage.training.checkpoint import newest_checkpoint
 from anlage.training.slide_config import SlidePretrainConfig
 from anlage.training.slide_feed import ChosenBags, choose_bags
-from anlage.training.slide_floors import constant_floor, copy_floor, mean_floor
+from anlage.training.slide_floors import copy_floor, mean_floor
 from anlage.training.slide_held_out import HeldOutBags
 from anlage.training.slide_networks import MaskedBags, SlideAutoencoder, hidden_error
 from anlage.training.slide_pretrain import pretrain_slides
@@ -201,6 +201,12 @@ def of_training(config: SlidePretrainConfig, picked: ChosenBags) -> tuple[Tensor
     trained = list(HeldOutBags(config, swapped, threads=1))
     errors = {s: sum(float(gaussian_floor(bag, s)) for bag in trained) for s in SIGMAS}
     return sums / n_tiles, min(errors, key=errors.__getitem__)
+
+
+def constant_floor(bag: MaskedBags, mean_I: Tensor) -> Tensor:
+    """Error of predicting every hidden tile as one given standardised embedding."""
+    target_MI = standardised(bag.features_TI)[~bag.is_visible_T]
+    return masked_tile_error(mean_I.expand_as(target_MI), target_MI, bag.n_hidden)
 
 
 def gaussian_floor(bag: MaskedBags, sigma: float) -> Tensor:

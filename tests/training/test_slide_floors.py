@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from anlage.training.slide_floors import constant_floor, copy_floor, mean_floor
+from anlage.training.slide_floors import copy_floor, mean_floor
 from anlage.training.slide_networks import MaskedBags
 
 LENGTHS = (7, 12)
@@ -58,12 +58,6 @@ def test_the_nearest_visible_tile_of_the_slide() -> None:
     for seed in range(5):
         masked = bags(seed)
         np.testing.assert_allclose(copy_floor(masked).numpy(), slow(masked, nearest), rtol=1e-5)
-
-
-def test_one_embedding_for_all() -> None:
-    constant = torch.linspace(-1, 1, 5)
-    wanted = slow(bags(), lambda *_: constant.numpy())
-    np.testing.assert_allclose(constant_floor(bags(), constant).numpy(), wanted, rtol=1e-5)
 
 
 def test_tiles_that_are_all_alike_cost_nothing_to_copy() -> None:

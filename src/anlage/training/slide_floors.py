@@ -39,16 +39,6 @@ def copy_floor(bags: MaskedBags) -> Tensor:
     return _error_of(bags, copied)
 
 
-def constant_floor(bags: MaskedBags, mean_I: Tensor) -> Tensor:
-    """Error of predicting every hidden tile as one given standardised embedding, (B,) float32.
-
-    Args:
-        bags: On the CPU.
-        mean_I: (I,) such as the mean over the slides that are trained on.
-    """
-    return _error_of(bags, lambda _target, _seen, _cells: mean_I)
-
-
 def _error_of(bags: MaskedBags, predict: Predict) -> Tensor:
     target_TI = standardised(bags.features_TI)
     lengths = list(bags.lengths)
