@@ -10,6 +10,7 @@ from some_bags import make_bag
 
 from anlage.bags.store import read_bag_header, write_bag
 from anlage.embedding.embed_slides import Moments, embed_slides
+from anlage.embedding.slide_table import refuse_other_file
 from anlage.errors import BagError, CatalogueError
 
 
@@ -99,6 +100,20 @@ def test_bags_of_two_encoders_are_refused(tmp_path, folder, change):
     with pytest.raises(BagError, match=f"c.h5: was made with {next(iter(change))}"):
         embed_slides(folder, tmp_path / "out.parquet")
     assert not (tmp_path / "out.parquet").exists()
+
+
+def test_other_files_are_not_written_over(tmp_path, folder):
+    """Such as the catalogue of the slides, or what a slide encoder took hours to make."""
+    catalogue = make_catalogue(tmp_path / "slides", 1).path
+    before = catalogue.read_bytes()
+    with pytest.raises(BagError, match="is no table of slide embeddings. Name another output"):
+        embed_slides(folder, catalogue)
+    assert catalogue.read_bytes() == before
+    table = tmp_path / "s.parquet"
+    embed_slides(folder, table)
+    refuse_other_file(table, by_encoder=False)
+    with pytest.raises(BagError, match="was made by pooling tiles; this run makes one by a slide"):
+        refuse_other_file(table, by_encoder=True)
 
 
 def test_nothing_to_pool(tmp_path):

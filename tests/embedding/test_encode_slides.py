@@ -160,9 +160,11 @@ def test_rows_are_put_aside_while_it_runs(monkeypatch, tmp_path, folder, encoder
     assert there == [0, 1, 2]
 
 
-def test_a_file_that_is_no_such_table_is_replaced(tmp_path, folder, encoder):
+def test_a_file_that_is_no_such_table_is_left_alone(tmp_path, folder, encoder):
     (tmp_path / "slides.parquet").write_text("no")
-    assert encode_slides(encoder, folder, tmp_path / "slides.parquet").n_slides == 3
+    with pytest.raises(BagError, match="is no table of slide embeddings"):
+        encode_slides(encoder, folder, tmp_path / "slides.parquet")
+    assert (tmp_path / "slides.parquet").read_text() == "no"
 
 
 def test_empty_and_damaged_bags_are_named(tmp_path, folder, encoder):

@@ -23,6 +23,7 @@ from anlage.embedding.slide_table import (
     digest,
     patients_table,
     read_patients,
+    refuse_other_file,
     write_table,
 )
 from anlage.errors import BagError
@@ -104,7 +105,8 @@ def embed_slides(
         patients: Catalogue, or CSV with columns slide_id and patient_id.
 
     Raises:
-        BagError: If there are no bags, or they are of several encoders or resolutions.
+        BagError: If there are no bags, they are of several encoders or resolutions, or the output
+            is another file or was made by a slide encoder.
         CatalogueError: If ``patients`` cannot be used.
         OSError: If the disk is full or refuses.
         ValueError: If the pooling is not known.
@@ -112,6 +114,7 @@ def embed_slides(
     if pooling not in POOLINGS:
         msg = f"embed_slides: needs pooling {' or '.join(POOLINGS)}; got {pooling!r}."
         raise ValueError(msg)
+    refuse_other_file(Path(output), by_encoder=False)
     places = list_bags(bags)
     if not places:
         raise BagError(bags, "holds no bags. Run `embed tiles` first.")

@@ -25,6 +25,7 @@ from anlage.embedding.slide_table import (
     digest,
     patients_table,
     read_patients,
+    refuse_other_file,
     rows_of,
     write_table,
 )
@@ -61,12 +62,13 @@ def encode_slides(
         patients: Catalogue, or CSV with columns slide_id and patient_id.
 
     Raises:
-        BagError: If no bag can be used or embedded, or they are not those of the slide encoder's
-            tile encoder.
+        BagError: If no bag can be used or embedded, they are not those of the slide encoder's tile
+            encoder, or the output is another file or was made by pooling.
         CatalogueError: If ``patients`` cannot be used.
         OSError: If the disk is full or refuses.
     """
     output, patient_of = Path(output), read_patients(patients)
+    refuse_other_file(output, by_encoder=True)
     bag_set = _bags_for(encoder, bags)
     about = {"pooling": encoder.config.pooling, "slide_encoder": _told(encoder)}
     made = _RowsSoFar(output, bag_set, about)

@@ -120,6 +120,31 @@ def write_table(
         raise OSError(error.errno, f"embed_slides: {error.strerror}", str(path)) from error
 
 
+def refuse_other_file(path: Path, *, by_encoder: bool) -> None:
+    """Refuse to write over what is no table of slides, or one that was made in another way.
+
+    Args:
+        path: Where a table is to be written.
+        by_encoder: Whether by a slide encoder; else by pooling tiles.
+
+    Raises:
+        BagError: If such a file is there.
+    """
+    if not path.exists():
+        return
+    try:
+        about = dict(json.loads(pq.read_schema(path).metadata[b"anlage"]))
+    except (OSError, pa.ArrowException, TypeError, KeyError, ValueError):
+        about = {}
+    if about.get("format") != FORMAT:
+        msg = "is there, and is no table of slide embeddings. Name another output, or move it away."
+        raise BagError(path, msg)
+    if ("slide_encoder" in about) != by_encoder:
+        ways = {True: "by a slide encoder", False: "by pooling tiles"}
+        msg = f"was made {ways[not by_encoder]}; this run makes one {ways[by_encoder]}. "
+        raise BagError(path, f"{msg}Name another output, or delete it.")
+
+
 def rows_of(path: Path) -> tuple[list[TableRow], dict[str, Any]]:
     """The rows of a table of slides, and its provenance; none of a file that is no such table."""
     try:
