@@ -216,7 +216,7 @@ def test_a_missing_package_is_refused_by_the_extra(monkeypatch, name, tmp_path) 
 
 
 def test_an_unknown_tracker_is_refused() -> None:
-    with pytest.raises(ValueError, match="needs names among wandb, mlflow, trackio; got 'aim'"):
+    with pytest.raises(TrainingError, match="aim: is no tracker. Choose one of wandb"):
         refuse_missing_trackers(("wandb", "aim"))
 
 

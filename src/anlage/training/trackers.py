@@ -33,13 +33,11 @@ def refuse_missing_trackers(names: Sequence[str]) -> None:
     """Refuse trackers that are not known or not installed; nothing is imported.
 
     Raises:
-        ValueError: If a name is none of ``NAMES``.
-        TrainingError: If a package is not installed.
+        TrainingError: If a name is none of ``NAMES``, or its package is not installed.
     """
     for name in names:
         if name not in NAMES:
-            msg = f"trackers: needs names among {', '.join(NAMES)}; got {name!r}. Choose one."
-            raise ValueError(msg)
+            raise TrainingError(name, f"is no tracker. Choose one of {', '.join(NAMES)}.")
         if importlib.util.find_spec(name) is None:
             message = f"needs the package {name}, which is not installed"
             raise TrainingError(name, f"{message}. pip install 'anlage[{name}]'")
@@ -61,8 +59,8 @@ def open_trackers(
         config: Resolved recipe, for the services to show.
 
     Raises:
-        ValueError: If a name is unknown.
-        TrainingError: If a package is missing or a service does not open, before any step.
+        TrainingError: If a name is unknown, a package missing, or a service does not open, before
+            any step.
     """
     refuse_missing_trackers(names)
     opened: dict[str, Tracker] = {}
