@@ -146,15 +146,9 @@ def embed_slides(
     moments_of = {slide.slide_id: slide.moments for slide in found}
     joined = [_joined(*each, moments_of, pooling) for each in by_patient(rows).items()]
     write_table(patients_table(output), joined, made, about, level="patient")
-    return EmbedSlidesResult(
-        output,
-        patients_table(output),
-        len(rows),
-        len(joined),
-        empty=empty,
-        refused=refused,
-        unknown=[row.name for row in rows if row.patient_id is None],
-    )
+    unknown = [row.name for row in rows if row.patient_id is None]
+    beside, counts = patients_table(output), (len(rows), len(joined))
+    return EmbedSlidesResult(output, beside, *counts, empty=empty, refused=refused, unknown=unknown)
 
 
 def _pooled(place: str) -> tuple[BagHeader, Moments]:
