@@ -49,6 +49,13 @@ def test_a_set_knows_its_bags_by_their_headers(folder):
         bags.read("z")
 
 
+def test_names_that_no_bag_has_are_told_as_such(folder):
+    fill(folder, {"a": 4})
+    told = "no bag of the 2 slides asked for, such as 'a.svs'; its bags are named like 'a'. Write"
+    with pytest.raises(BagError, match=told):
+        BagSet.open(folder, slide_ids=["a.svs", "b.svs"])
+
+
 def test_slides_are_taken_in_the_order_asked_for_and_the_missing_named(folder, caplog):
     fill(folder, {"a": 4, "b": 5, "c": 6})
     with caplog.at_level(logging.WARNING):

@@ -26,7 +26,7 @@ from marked_bags import (
 )
 
 from anlage.bags.loader import BagSet
-from anlage.bags.store import Bag, bag_place, write_bag
+from anlage.bags.store import Bag, bag_place, read_bag_header, write_bag
 from anlage.encoders.slide_encoder import (
     SlideEncoderConfig,
     TileEncoderFacts,
@@ -310,6 +310,21 @@ def test_a_slide_encoder_is_tuned_with_its_head(slides, tmp_path) -> None:
     assert ends[0].result.leakage["slide encoder"].seen == ["patient 001", "patient 002"]
     told = "The slide encoder saw 2 of 20 tested patients in pretraining: patient 001, patient 002."
     assert told in ends[0].result.notes
+
+
+def test_a_slide_that_an_encoder_was_pretrained_on_is_known_by_its_hash(slides, tmp_path) -> None:
+    """Where nobody named the patients of the pretraining."""
+    bags = copied(slides, tmp_path).bags
+    first, other = sorted(bags.glob("*.h5"))[:2]
+    made = read_bag_header(first).attributes
+    provenance = {"slides": {first.stem: made.slide_fingerprint, other.stem: "of another file"}}
+    record = {
+        "encoder_fingerprint": MADE.encoder_fingerprint,
+        "encoder": {"provenance": {**provenance, "n_without_patient": 2}},
+    }
+    (bags / "embedding.json").write_text(json.dumps(record))
+    end = finetune(config_of("epochs=2"), bags, slides.labels, tmp_path / "run")
+    assert len(end.result.leakage["tile encoder"].seen) == 1
 
 
 def test_patients_of_the_tile_encoder_are_told_where_the_bags_tell_them(slides, tmp_path) -> None:

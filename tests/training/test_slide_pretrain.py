@@ -30,7 +30,7 @@ from anlage.bags.slide_labels import SlideLabels
 from anlage.bags.store import bag_place, write_bag
 from anlage.distributed import Ranks
 from anlage.encoders.slide_encoder import load_slide_encoder
-from anlage.errors import BagError, CheckpointError, TrainingError
+from anlage.errors import BagError, CheckpointError, RecipeError, TrainingError
 from anlage.training import slide_step
 from anlage.training.checkpoint import newest_checkpoint
 from anlage.training.log import read_metrics
@@ -320,6 +320,12 @@ def test_labels_are_probed_and_choose_the_best_encoder(bags: Path, tmp_path: Pat
     held = {table.patient_of[slide] for slide in record["held_out"]}
     assert held.isdisjoint(record["patients"])
     assert record["n_without_patient"] == 0
+
+
+def test_a_label_without_its_table_is_refused(bags: Path, tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="needs the table that has it. Name it with --watch"):
+        pretrain(bags, tmp_path / "run", "watch.label=shifted")
+    assert not (tmp_path / "run" / "run.json").exists()
 
 
 def test_other_labels_are_refused_on_resume(bags: Path, tmp_path: Path) -> None:

@@ -120,7 +120,7 @@ class BagSet:
         empty = tuple(facts.slide_id for facts in known if not facts.n_tiles)
         _log_left_out(str(bags), refused, empty, missing)
         if not usable:
-            raise BagError(bags, _nothing(refused, empty, missing))
+            raise BagError(bags, _nothing(refused, empty, missing, list(places)))
         _refuse_unlike(usable, usable[0].width if width is None else width)
         _log_crowded(str(bags), usable, grid_um)
         return _of_facts(str(bags), usable, refused, empty=empty, missing=missing)
@@ -144,7 +144,7 @@ class BagSet:
         usable = [facts for facts in self.facts.values() if facts.place not in bad]
         refused = (*self.refused, *refused)
         if not usable:
-            raise BagError(self.folder, _nothing(refused, self.empty, self.missing))
+            raise BagError(self.folder, _nothing(refused, self.empty, self.missing, ()))
         return _of_facts(self.folder, usable, refused, empty=self.empty, missing=self.missing)
 
     def refuse_unknown(self, slide_ids: Iterable[str]) -> None:
@@ -261,8 +261,15 @@ def _some(names: Sequence[Any]) -> str:
     return shown if len(names) <= 5 else f"{shown} and {len(names) - 5:,} more"
 
 
-def _nothing(refused: Sequence[BagError], empty: Sequence[str], missing: Sequence[str]) -> str:
+def _nothing(
+    refused: Sequence[BagError], empty: Sequence[str], missing: Sequence[str], there: Sequence[str]
+) -> str:
     first = f" (the first: {refused[0]})" if refused else ""
+    if missing and there and not refused and not empty:
+        return (
+            f"holds no bag of the {len(missing)} slides asked for, such as {missing[0]!r}; its "
+            f"bags are named like {there[0]!r}. Write slide_ids as the bags have them."
+        )
     return (
         f"holds no bag that can be used: {len(refused)} refused{first}, {len(empty)} without a "
         f"tile, {len(missing)} missing. Run `embed tiles` first."

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
@@ -28,7 +28,11 @@ class Leakage(BaseModel):
 
 
 def seen_in_pretraining(
-    provenance: Mapping[str, Any], groups: Iterable[str], *, is_grouped: bool
+    provenance: Mapping[str, Any],
+    groups: Iterable[str],
+    *,
+    is_grouped: bool,
+    by_slide: Collection[str] = (),
 ) -> Leakage:
     """Compare the patients an encoder was pretrained on with the groups it is tested on.
 
@@ -38,6 +42,7 @@ def seen_in_pretraining(
             name the ``cases`` whose labels chose it.
         groups: Names of the tested groups.
         is_grouped: Whether the groups are cases at all, and not single files.
+        by_slide: Groups one of whose very slides was in the pretraining, whoever's it is.
 
     Returns:
         The verdict; not known when the encoder names no patients or the data no cases, nor when no
@@ -48,8 +53,8 @@ def seen_in_pretraining(
     labelled = {str(case) for case in provenance.get("watched", {}).get("cases", ())}
     is_comparable = is_grouped and isinstance(patients, list | tuple)
     known = labelled | {str(p) for p in patients or ()} if is_comparable else set()
-    seen = [name for name in names if name in known]
-    is_known = is_comparable and (bool(seen) or not provenance.get("n_without_patient"))
+    seen = [name for name in names if name in known or name in by_slide]
+    is_known = bool(seen) or (is_comparable and not provenance.get("n_without_patient"))
     return Leakage(
         is_known=is_known,
         n_groups=len(names),

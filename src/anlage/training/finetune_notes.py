@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
+from anlage.bags.loader import BagSet
 from anlage.encoders.leakage import Leakage, seen_in_pretraining
 from anlage.probes.splits.split import Split
 from anlage.probes.uncertainty.interval import FEWEST_RELIABLE_GROUPS
@@ -26,13 +28,35 @@ def leakage_of(prepared: Prepared) -> dict[str, Leakage]:
     targets = prepared.material.targets
     rows = np.concatenate([split.test for split in prepared.splits])
     tested = targets.patient_N[rows].tolist()
+    slides = dict(zip((targets.slide_ids[row] for row in rows), tested, strict=True))
     encoder = prepared.material.encoder
     known = {} if encoder is None else {"slide encoder": encoder.config.provenance}
     known["tile encoder"] = dict(prepared.tile_provenance)
     return {
-        name: seen_in_pretraining(provenance, tested, is_grouped=prepared.is_grouped)
+        name: seen_in_pretraining(
+            provenance,
+            tested,
+            is_grouped=prepared.is_grouped,
+            by_slide=_seen_by_slide(provenance, slides, prepared.material.bags),
+        )
         for name, provenance in known.items()
     }
+
+
+def _seen_by_slide(
+    provenance: Mapping[str, Any], slides: Mapping[str, str], bags: BagSet
+) -> set[str]:
+    """Patients of the tested slides whose bag, or whose file, an encoder was pretrained on."""
+    pretrained = provenance.get("slides")
+    if not isinstance(pretrained, Mapping):
+        return set()
+    found = set()
+    for slide_id, patient in slides.items():
+        facts = bags.facts[slide_id]
+        hashes = {facts.content_sha256, facts.attributes.slide_fingerprint}
+        if pretrained.get(slide_id) in hashes:
+            found.add(patient)
+    return found
 
 
 def notes_of(

@@ -159,7 +159,7 @@ def _bags(
     found = BagSet.open(
         bags,
         slide_ids=labels.slide_ids,
-        grid_um=grid_um_of(config, encoder),
+        grid_um=None if config.model.slide_encoder is None else grid_um_of(config, encoder),
     )
     if encoder is not None:
         encoder.refuse_bag(

@@ -91,7 +91,7 @@ class Task(Section):
     def _columns_fit_the_kind(self) -> Self:
         if self.kind in SURVIVAL:
             if self.time is None or self.event is None or self.target is not None:
-                msg = f"kind={self.kind} needs time and event, the columns, and no target"
+                msg = f"kind={self.kind} needs time and event, the columns, and task.target=null"
                 raise ValueError(msg)
         elif self.time is not None or self.event is not None:
             msg = f"time and event are of survival; got kind={self.kind}. Leave them out"

@@ -16,6 +16,7 @@ import torch
 from anlage.bags.loader import BagSet
 from anlage.bags.slide_labels import SlideLabels
 from anlage.distributed import ALONE, Ranks
+from anlage.errors import RecipeError
 from anlage.progress import meter
 from anlage.provenance import name_alone
 from anlage.training.checkpoint import SavedCheckpoint, newest_checkpoint
@@ -96,6 +97,7 @@ def pretrain_slides(
     Raises:
         BagError: If bags are of several encoders or widths, none can be trained on, or one that
             was read cannot be read any more.
+        RecipeError: If the recipe names a label and there is no table.
         CatalogueError: If the table lacks a column or split that the recipe names.
         DeviceError: If there is no such device here.
         DistributedError: If the ranks cannot be laid out as ``engine`` says.
@@ -217,8 +219,11 @@ def _watched(
     table: SlideLabels | None,
     lost: Collection[str],
 ) -> WatchedSlides | None:
-    if table is None or config.watch.label is None:
+    if config.watch.label is None:
         return None
+    if table is None:
+        msg = f"watch.label={config.watch.label} needs the table that has it. Name it with --watch."
+        raise RecipeError(str(bags.folder), msg)
     return watched_slides(table, bags, label=config.watch.label, lost=lost)
 
 
