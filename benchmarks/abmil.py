@@ -33,10 +33,10 @@ from anlage.bags.store import Bag, BagAttributes, bag_place, write_bag
 from anlage.encoders.slide_model_folder import load_slide_model
 from anlage.probes.splits.split import Split
 from anlage.recipe import load_recipe
-from anlage.training.finetune_config import FinetuneConfig
-from anlage.training.finetune_fold import MODEL, _Fold, train_fold
-from anlage.training.finetune_material import Material
-from anlage.training.finetune_targets import targets_of
+from anlage.training.finetuning.config import FinetuneConfig
+from anlage.training.finetuning.fold import MODEL, _Fold, train_fold
+from anlage.training.finetuning.material import Material
+from anlage.training.finetuning.targets import targets_of
 
 TARGET = 1.1
 ATTRIBUTES = BagAttributes(

@@ -42,13 +42,13 @@ from anlage.provenance import git_commit, machine
 from anlage.recipe import load_recipe
 from anlage.slides.indexing.index import index_slides
 from anlage.training.checkpoint import newest_checkpoint
-from anlage.training.slide_config import SlidePretrainConfig
-from anlage.training.slide_feed import ChosenBags, choose_bags
-from anlage.training.slide_floors import copy_floor, mean_floor
-from anlage.training.slide_held_out import HeldOutBags
-from anlage.training.slide_networks import MaskedBags, SlideAutoencoder, hidden_error
-from anlage.training.slide_pretrain import pretrain_slides
-from anlage.training.slide_training_state import FORMAT
+from anlage.training.slide_pretraining.config import SlidePretrainConfig
+from anlage.training.slide_pretraining.feed import ChosenBags, choose_bags
+from anlage.training.slide_pretraining.floors import copy_floor, mean_floor
+from anlage.training.slide_pretraining.held_out import HeldOutBags
+from anlage.training.slide_pretraining.networks import MaskedBags, SlideAutoencoder, hidden_error
+from anlage.training.slide_pretraining.pretrain import pretrain_slides
+from anlage.training.slide_pretraining.state import FORMAT
 
 TILE_PX = 112
 RECIPE = (

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pydantic import BaseModel
 
 from anlage.recipe import recipe_names
-from anlage.training.finetune_config import FinetuneConfig
-from anlage.training.slide_config import SlidePretrainConfig
+from anlage.training.finetuning.config import FinetuneConfig
+from anlage.training.slide_pretraining.config import SlidePretrainConfig
 from anlage.training.tile_config import TilePretrainConfig
 
 OTHER_STAGES: dict[str, type[BaseModel]] = {

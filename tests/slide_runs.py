@@ -15,10 +15,10 @@ from some_bags import ATTRIBUTES
 from anlage.bags.bag import Bag
 from anlage.bags.store import bag_place, write_bag
 from anlage.recipe import load_recipe
-from anlage.training import slide_pretrain
-from anlage.training.slide_config import SlidePretrainConfig
-from anlage.training.slide_networks import MaskedBags
-from anlage.training.slide_training_state import SlideTraining
+from anlage.training.slide_pretraining import pretrain as slide_pretrain
+from anlage.training.slide_pretraining.config import SlidePretrainConfig
+from anlage.training.slide_pretraining.networks import MaskedBags
+from anlage.training.slide_pretraining.state import SlideTraining
 
 WIDTH = 12
 MICRO = (

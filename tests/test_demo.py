@@ -106,7 +106,7 @@ def test_bags_too_small_for_a_slide_encoder_end_nothing(
     def refuse(*_: object, **__: object) -> None:
         raise BagError(tmp_path / "bags", "needs a bag to train on; got 1 bag, 1 too small.")
 
-    monkeypatch.setattr("anlage.training.slide_pretrain.pretrain_slides", refuse)
+    monkeypatch.setattr("anlage.training.slide_pretraining.pretrain.pretrain_slides", refuse)
     (tmp_path / "slides.parquet").write_bytes(two_slides.path.read_bytes())
     assert demo._over_slides(tmp_path, two_slides, seed=0, steps=None) is None
     assert "no slide encoder" in caplog.text

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from anlage.slides.catalogue import Catalogue
     from anlage.slides.indexing.found_slide import Refused
     from anlage.training.run_saves import PretrainResult
-    from anlage.training.slide_config import SlidePretrainConfig
+    from anlage.training.slide_pretraining.config import SlidePretrainConfig
     from anlage.training.tile_config import TilePretrainConfig
 
 LOGGER = logging.getLogger(__name__)
@@ -116,7 +116,7 @@ def _over_slides(
     from anlage.bags.slide_labels import SlideLabels
     from anlage.embedding.encode_slides import encode_slides
     from anlage.encoders.slide_encoder import load_slide_encoder
-    from anlage.training.slide_pretrain import pretrain_slides
+    from anlage.training.slide_pretraining.pretrain import pretrain_slides
 
     slides, bags = out / "slides.parquet", out / "bags"
     config = _slide_config(catalogue, seed=seed, steps=steps)
@@ -199,7 +199,7 @@ def _config(catalogue: Catalogue, *, seed: int, steps: int | None) -> TilePretra
 
 def _slide_config(catalogue: Catalogue, *, seed: int, steps: int | None) -> SlidePretrainConfig:
     """Resolve the recipe over slides: trained on ``train``, measured on ``test``, if they are."""
-    from anlage.training.slide_config import SlidePretrainConfig
+    from anlage.training.slide_pretraining.config import SlidePretrainConfig
 
     epochs = SLIDE_EPOCHS if steps is None else min(steps, SLIDE_EPOCHS)
     overrides = [f"seed={seed}", f"epochs={epochs}", "watch.every=10"]

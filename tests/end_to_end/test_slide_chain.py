@@ -18,7 +18,7 @@ from anlage.encoders.slide_encoder import load_slide_encoder
 from anlage.encoders.slide_model_folder import load_slide_model
 from anlage.report.contents import open_contents
 from anlage.report.provenance_chain import provenance_chain
-from anlage.training.finetune_result import read_result
+from anlage.training.finetuning.result import read_result
 
 pytestmark = pytest.mark.slow
 

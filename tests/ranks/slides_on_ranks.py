@@ -15,7 +15,7 @@ from slide_runs import micro_slide_config
 from anlage.bags.slide_labels import SlideLabels
 from anlage.distributed import process_group
 from anlage.errors import TrainingError
-from anlage.training import slide_pretrain
+from anlage.training.slide_pretraining import pretrain as slide_pretrain
 
 torch.set_num_threads(1)
 

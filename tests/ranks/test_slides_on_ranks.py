@@ -15,8 +15,8 @@ from two_ranks import run
 from anlage.bags.slide_labels import SlideLabels
 from anlage.encoders.slide_encoder import load_slide_encoder
 from anlage.training.log import read_metrics
-from anlage.training.slide_pretrain import pretrain_slides
-from anlage.training.slide_training_state import FORMAT
+from anlage.training.slide_pretraining.pretrain import pretrain_slides
+from anlage.training.slide_pretraining.state import FORMAT
 
 PROGRAM = Path(__file__).parent / "slides_on_ranks.py"
 PLAIN = (

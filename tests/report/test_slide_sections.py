@@ -24,9 +24,9 @@ from anlage.report.slide_embeddings_section import slide_embeddings_section
 from anlage.report.slide_training_section import held_out_errors, slide_training_section
 from anlage.report.slide_verdicts import metric_name, slide_verdicts
 from anlage.report.write import write_report
-from anlage.training.finetune import finetune
-from anlage.training.finetune_config import FinetuneConfig
-from anlage.training.slide_pretrain import pretrain_slides
+from anlage.training.finetuning.config import FinetuneConfig
+from anlage.training.finetuning.finetune import finetune
+from anlage.training.slide_pretraining.pretrain import pretrain_slides
 
 pytestmark = pytest.mark.slow  # the folder takes seconds to make
 

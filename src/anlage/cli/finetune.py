@@ -12,8 +12,8 @@ from anlage.cli.application import MOST_THREADS, Exit, app, log_to
 
 if TYPE_CHECKING:
     from anlage.bags.slide_labels import SlideLabels
-    from anlage.training.finetune import FinetuneEnd
-    from anlage.training.finetune_config import FinetuneConfig
+    from anlage.training.finetuning.config import FinetuneConfig
+    from anlage.training.finetuning.finetune import FinetuneEnd
 
 Bags = Annotated[str, typer.Option(help="Folder or URL of bags of one tile encoder.")]
 Labels = Annotated[Path, typer.Option(help="CSV, TSV, Parquet or catalogue: slide_id, labels.")]
@@ -55,7 +55,7 @@ def finetune_command(
 ) -> None:
     """Fine-tune a slide model on labels, fold by fold of whole patients, beside its floors."""
     from anlage.recipe import load_recipe
-    from anlage.training.finetune_config import FinetuneConfig
+    from anlage.training.finetuning.config import FinetuneConfig
 
     changes = [*(overrides or ()), *begin_with(slide_encoder)]
     config = load_recipe(recipe, FinetuneConfig, overrides=changes)
@@ -66,7 +66,7 @@ def finetune_command(
     if run is None:
         msg = "needs --run (or --dry-run)."
         raise typer.BadParameter(msg)
-    from anlage.training.finetune import finetune
+    from anlage.training.finetuning.finetune import finetune
     from anlage.training.run_record import refuse_existing_run
 
     if not resume:
@@ -111,8 +111,8 @@ def _labels(path: Path, bags: str, slides: Path | None, *, tcga: bool) -> SlideL
 def _say_plan(
     config: FinetuneConfig, bags: str, table: SlideLabels, splits: Path | None, device: str
 ) -> None:
-    from anlage.training.finetune_plan import plan_lines
-    from anlage.training.finetune_preparation import prepare
+    from anlage.training.finetuning.plan import plan_lines
+    from anlage.training.finetuning.preparation import prepare
 
     prepared = prepare(config, bags, table, splits=splits, device=device, reads_bags=False)
     for slide in prepared.refused:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from anlage.errors import BagError
     from anlage.slides.indexing.found_slide import Refused
     from anlage.training.run_saves import PretrainResult
-    from anlage.training.slide_config import SlidePretrainConfig
+    from anlage.training.slide_pretraining.config import SlidePretrainConfig
 
 GIGAPATH_WIDTH, ASSUMED_TILES = 1536, 10_000  # of a bag, where --dry-run is given none
 
@@ -41,7 +41,7 @@ def pretrain_slide(
 ) -> None:
     """Pretrain a slide encoder on bags of tile embeddings."""
     from anlage.recipe import load_recipe
-    from anlage.training.slide_config import SlidePretrainConfig
+    from anlage.training.slide_pretraining.config import SlidePretrainConfig
 
     config = load_recipe(recipe, SlidePretrainConfig, overrides=overrides or ())
     if not dry_run and (bags is None or run is None):
@@ -79,7 +79,7 @@ def _pretrain(
     from anlage.bags.slide_labels import SlideLabels
     from anlage.distributed import process_group
     from anlage.training.run_record import refuse_existing_run
-    from anlage.training.slide_pretrain import pretrain_slides
+    from anlage.training.slide_pretraining.pretrain import pretrain_slides
 
     with process_group(device, timeout_s=config.engine.timeout_s) as ranks:
         if not resume:
@@ -143,8 +143,8 @@ def _say_plan(
     from anlage.bags.loader import BagSet
     from anlage.bags.slide_labels import SlideLabels
     from anlage.encoders.tile_encoder import torch_device
-    from anlage.training.slide_feed import choose_bags
-    from anlage.training.slide_plan import slide_plan_lines, slide_plan_of
+    from anlage.training.slide_pretraining.feed import choose_bags
+    from anlage.training.slide_pretraining.plan import slide_plan_lines, slide_plan_of
 
     print(f"recipe {recipe}")
     n_tiles, width, n_held_out = [ASSUMED_TILES] * config.batch_size, GIGAPATH_WIDTH, 0

@@ -11,7 +11,7 @@ from anlage.report.line_chart import Chart, Tick, line_chart, nice_ticks, scaled
 from anlage.report.score_tables import BAR, Axis, Bar
 from anlage.report.slide_parts import TunedRun
 from anlage.report.slide_verdicts import metric_name
-from anlage.training.finetune_result import CALLED, Estimate, FinetuneResult, FoldRow, Score
+from anlage.training.finetuning.result import CALLED, Estimate, FinetuneResult, FoldRow, Score
 from anlage.training.log import read_metrics
 
 MOST_REFUSED = 100

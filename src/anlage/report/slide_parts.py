@@ -15,7 +15,7 @@ from anlage.embedding.slide_table import FORMAT
 from anlage.encoders.slide_encoder import OpenSlideEncoder, load_slide_encoder
 from anlage.errors import AnlageError
 from anlage.report.found_files import first_file, network_folder, opened, stage_of
-from anlage.training.finetune_result import FinetuneResult, read_result
+from anlage.training.finetuning.result import FinetuneResult, read_result
 from anlage.training.log import read_metrics
 from anlage.training.run_record import read_record
 

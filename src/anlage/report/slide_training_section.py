@@ -10,8 +10,8 @@ from anlage.report.line_chart import Chart, Value, line_chart, short_number
 from anlage.report.slide_parts import SlideParts
 from anlage.report.slide_provenance import called
 from anlage.report.training_section import TrainingSection, machine_of, time_in_words
-from anlage.training.slide_config import SlidePretrainConfig
-from anlage.training.slide_held_out import COPY, LOSS, MEAN
+from anlage.training.slide_pretraining.config import SlidePretrainConfig
+from anlage.training.slide_pretraining.held_out import COPY, LOSS, MEAN
 
 FROM_ZERO = frozenset(("Learning rate", "Speed", "Waiting for bags", "RankMe"))
 ERROR = (

@@ -10,7 +10,7 @@ from anlage.report.line_chart import short_number
 from anlage.report.slide_parts import SlideParts
 from anlage.report.slide_training_section import held_out_errors
 from anlage.report.verdict import Kind, Verdict
-from anlage.training.finetune_result import FinetuneResult, Predictor
+from anlage.training.finetuning.result import FinetuneResult, Predictor
 
 FLOORS: dict[Predictor, str] = {
     "mean_pool": "a linear probe on the mean tile",

@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from anlage.encoders.folder import EncoderConfig, save_encoder
 from anlage.errors import BagError, TrainingError
 from anlage.training.checkpoint_writer import CheckpointWriter
-from anlage.training.slide_training_state import SlideTraining
+from anlage.training.slide_pretraining.state import SlideTraining
 from anlage.training.training_state import Training
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)

@@ -23,8 +23,8 @@ from anlage.training.run_record import (
     refuse_existing_run,
     write_record,
 )
-from anlage.training.slide_config import SlidePretrainConfig
-from anlage.training.slide_training_state import SlideTraining
+from anlage.training.slide_pretraining.config import SlidePretrainConfig
+from anlage.training.slide_pretraining.state import SlideTraining
 from anlage.training.tile_config import TilePretrainConfig
 from anlage.training.training_state import Training
 

@@ -1,0 +1,1 @@
+"""Pretraining of a slide encoder: one stage."""
