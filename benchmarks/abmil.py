@@ -97,7 +97,8 @@ def measure(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
         return _Fold(config, given, split, folder=place, number=0)
 
     first = fold(material())
-    packed = list(first._parts())
+    draws = list(first._draws())
+    packed = list(first._parts(iter(draws)))
     last: dict[str, Any] = {}
 
     def whole() -> None:
@@ -107,8 +108,8 @@ def measure(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
 
     def steps() -> None:
         resident = fold(first.material)
-        for batch in packed:
-            resident._step([batch])
+        for drawn, batch in zip(draws, packed, strict=True):
+            resident._step(drawn, iter([batch]))
         last["steps"] = resident.state.network
         _wait(options.device)
 
