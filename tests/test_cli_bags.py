@@ -126,6 +126,9 @@ def test_embed_slides_by_a_slide_encoder(anlage: Anlage, tmp_path: Path, folder:
     no_half = anlage(*command, tmp_path / "encoder", "--device", "cpu", "--precision", "fp16")
     assert no_half.returncode == 2
     assert "got 'fp16' on cpu" in " ".join(no_half.stderr.split())
+    pooled = anlage(*command[:-1], "--precision", "bf16")
+    assert pooled.returncode == 2
+    assert "are for an --encoder" in " ".join(pooled.stderr.split())
 
 
 @pytest.mark.parametrize(

@@ -100,6 +100,9 @@ def embed_slides_command(
     if encoder is not None and pooling is not None:
         msg = f"--pooling {pooling} is instead of an encoder; got both. Leave one out."
         raise typer.BadParameter(msg)
+    if encoder is None and (device, precision) != ("auto", "auto"):
+        msg = "--device and --precision are for an --encoder; pooling takes float64. Leave them out."
+        raise typer.BadParameter(msg)
     log_to(None)
     if encoder is not None:
         from anlage.embedding.encode_slides import encode_slides
