@@ -62,6 +62,12 @@ def test_the_positive_class_comes_second(bags, tmp_path) -> None:
     assert found.classes == ("yes", "no")
 
 
+def test_a_positive_value_that_no_slide_has_is_refused(bags, tmp_path) -> None:
+    columns = {"kind": ["yes", "no", "yes"]}
+    with pytest.raises(CatalogueError, match="needs the positive value 'maybe'; got no, yes. Set"):
+        targets(bags, tmp_path, columns, kind="binary", target="kind", positive="maybe")
+
+
 def test_numbers_are_cut_at_the_threshold(bags, tmp_path) -> None:
     columns = {"tmb": [9.9, 10, 11, ""]}
     found = targets(bags, tmp_path, columns, kind="binary", target="tmb", threshold=10)

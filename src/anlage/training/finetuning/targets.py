@@ -153,6 +153,9 @@ def _classes_found(task: Task, labels: SlideLabels, value_N: Sequence[Text]) -> 
         msg = f"column {name!r} needs grades that are integers; got {', '.join(found[:5])}. "
         raise CatalogueError(labels.path, f"{msg}Give their order as task.classes=[LOWEST, ...].")
     if task.kind == "binary" and task.positive is not None:
+        if task.positive not in found:
+            msg = f"column {name!r} needs the positive value {task.positive!r}; got "
+            raise CatalogueError(labels.path, f"{msg}{', '.join(found[:5])}. Set task.positive.")
         found = [value for value in found if value != task.positive] + [task.positive]
     if task.kind == "binary" and len(found) != 2:
         msg = f"column {name!r} needs two values; got {len(found)}: {', '.join(found[:5])}. "
