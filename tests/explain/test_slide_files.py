@@ -85,6 +85,13 @@ def test_only_files_that_an_earlier_run_names_go(tmp_path, told) -> None:
     assert all(path.read_text() == "mine" for path in mine)
 
 
+def test_a_folder_of_bags_is_refused(tmp_path) -> None:
+    (tmp_path / "s.h5").write_bytes(b"a bag")
+    with pytest.raises(AnlageError, match="holds bags. Name a folder of its own"):
+        write_slide_files(make(), tmp_path, slide=None, n_shown=0)
+    assert [path.name for path in tmp_path.iterdir()] == ["s.h5"]
+
+
 def test_a_folder_of_another_slide_is_refused(tmp_path) -> None:
     write_slide_files(make(), tmp_path, slide=None, n_shown=0)
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}

@@ -23,8 +23,11 @@ def earlier_files(folder: Path, slide_id: str) -> list[Path]:
         Those that are there still; none where ``explain.json`` is not ours.
 
     Raises:
-        AnlageError: If the folder holds files of another slide, among which this one's would lie.
+        AnlageError: If the folder holds bags, or files of another slide, among which this one's
+            would lie.
     """
+    if any(any(folder.glob(pattern)) for pattern in ("*.h5", "*.zarr")):
+        raise AnlageError(folder, "holds bags. Name a folder of its own for what explains a slide.")
     told = _told(folder / RECORD)
     if told.get("format") != FORMAT:
         return []
