@@ -101,7 +101,7 @@ def embed_slides_command(
         msg = f"--pooling {pooling} is instead of an encoder; got both. Leave one out."
         raise typer.BadParameter(msg)
     if encoder is None and (device, precision) != ("auto", "auto"):
-        msg = "--device and --precision are for an --encoder; pooling takes float64. Leave them out."
+        msg = "--device and --precision are for an --encoder, and pooling has none. Leave them out."
         raise typer.BadParameter(msg)
     log_to(None)
     if encoder is not None:
