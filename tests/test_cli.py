@@ -264,6 +264,7 @@ def test_memory_that_ran_out_is_told_in_a_line(
     assert "smaller batches" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_slides_that_came_later_do_not_disturb_a_run(tmp_path: Path) -> None:
     """A run goes on with the slides it began with, even if --slides is a folder that grew."""
     folder, run_dir = tmp_path / "slides", tmp_path / "run"

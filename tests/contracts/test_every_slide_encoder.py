@@ -51,7 +51,7 @@ def of_published_file() -> OpenSlideEncoder:
 EVERY = {
     "tiny": lambda: of_size("tiny"),
     "base, mean": lambda: of_size("base", pooling="mean"),
-    "gigapath, states": lambda: of_size("gigapath", layers=(0, 1, 2)),
+    "gigapath": lambda: of_size("gigapath"),
     "published": of_published_file,
 }
 

@@ -91,8 +91,8 @@ def test_test_patients_and_what_is_like_their_tiles_are_left_out(
 
 def test_a_test_slide_whose_bag_is_damaged_is_left_out_too(pool_folder, small, tmp_path) -> None:
     tests = Bags(small, tmp_path / "tests")
-    tests.write("b", features_of(0))
-    held_out = tests.write("c", features_of(2))
+    tests.write("b", features_of(7))
+    held_out = tests.write("c", features_of(8))
     bag = Path(held_out) / "c.h5"
     bag.write_bytes(bag.read_bytes()[:900])
     made = run(pool_folder, small, tmp_path / "out", held_out=held_out, held_out_cosine=1.0)

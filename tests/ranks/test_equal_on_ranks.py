@@ -25,6 +25,7 @@ PLAIN = (
 )
 
 
+@pytest.mark.slow
 def test_parts_of_a_step_are_those_of_one_process(with_a_slide_gone: Path, tmp_path: Path) -> None:
     said = run([str(HERE / "same_on_ranks.py"), str(with_a_slide_gone), str(tmp_path)])
     assert all("all equal" in text for text in said)
@@ -93,6 +94,7 @@ def test_two_ranks_train_the_same_model_in_bf16(runs: Path) -> None:
     assert apart < 0.01 * noise
 
 
+@pytest.mark.slow
 def test_weights_gathered_in_bf16_give_the_same_gradients_to_the_bit() -> None:
     assert all("all equal" in text for text in run([str(HERE / "gathered_on_ranks.py")]))
 

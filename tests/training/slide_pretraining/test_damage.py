@@ -95,6 +95,7 @@ def test_bags_left_out_at_first_are_left_out_when_the_run_goes_on(
     assert_same_run(straight, run, form=FORMAT)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("lost", "how"),
     [
