@@ -158,7 +158,7 @@ def test_a_slide_that_kills_two_workers_is_refused_by_name_and_costs_no_other(
     assert Counter(name for name, _ in written(own_encoder)) == Counter(ALL)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.usefixtures("cluster")
 def test_workers_write_into_a_bucket_from_the_command_line(
     catalogue,
@@ -195,7 +195,7 @@ embed_on_ray(encoder, catalogue, output, settings=settings, options=options)
 """
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.usefixtures("cluster")
 def test_a_run_whose_driver_is_killed_goes_on_when_started_again(catalogue, own_encoder, tmp_path):
     """The first has a cluster of its own, which ends with it."""

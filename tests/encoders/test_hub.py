@@ -103,7 +103,7 @@ def test_offline_without_the_file_says_what_to_run_elsewhere(tmp_path):
     assert "uni=DIR/model.safetensors" in told
 
 
-@pytest.mark.slow  # the hub's client tries again and again
+@pytest.mark.long  # the hub's client tries again and again
 def test_a_hub_that_cannot_be_reached(tmp_path):
     told = said(run("fetch", "phikon-v2", home=tmp_path, HF_ENDPOINT="http://127.0.0.1:9"))
     assert "the hub cannot be reached" in told

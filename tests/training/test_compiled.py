@@ -282,7 +282,7 @@ def test_looks_at_a_compiled_run_are_those_at_an_eager_one(
     assert len(pictures[0]) == 3
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_compiled_steps_in_bf16_differ_from_eager_ones_by_the_noise_of_bf16(
     catalogue: Catalogue, tmp_path: Path
 ) -> None:

@@ -172,7 +172,7 @@ def test_kill_9_in_a_fold_and_going_on_gives_the_same_bits(finished, slides, tmp
     run = tmp_path / "run"
     here = Path(__file__).parent
     told = KILLED.format(
-        paths=[str(here), str(here.parent)],
+        paths=[str(here), str(here.parents[1])],
         **{"bags": str(slides.bags), "labels": str(slides.labels), "run": str(run)},
     )
     process = subprocess.Popen([sys.executable, "-c", told], cwd=here)
